@@ -1,0 +1,231 @@
+package custody
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"log/slog"
+	mrand "math/rand/v2"
+	"time"
+
+	"kms-plugin.io/internal/envelope"
+	"kms-plugin.io/internal/health"
+	"kms-plugin.io/internal/state"
+	"kms-plugin.io/pkg/keys"
+)
+
+const (
+	// probeTimeout bounds one remote call of a probe.
+	probeTimeout = 2500 * time.Millisecond
+	// retryOutage is the pause after an outage: short enough that service is
+	// back within 2 s of the KMS, long enough to be no load on it.
+	retryOutage = 700 * time.Millisecond
+	// retryDenied is the pause after a denial: with MinObservations it is well
+	// inside the shortest denial timer.
+	retryDenied = 10 * time.Second
+	minPause    = 100 * time.Millisecond
+)
+
+// probe is the life of one key: until ctx ends it asks the KMS again and again
+// whether the key may still be used, and makes it the write key when its time
+// has come.
+func (k *Custodian) probe(ctx context.Context, h *held) {
+	for {
+		err := k.cycle(ctx, h)
+		if ctx.Err() != nil {
+			return
+		}
+		k.settle(h)
+		timer := time.NewTimer(k.pause(h, err))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-h.wake:
+			timer.Stop()
+		case <-timer.C:
+		}
+	}
+}
+
+// cycle asks the KMS once, in the way that tells most.
+func (k *Custodian) cycle(ctx context.Context, h *held) error {
+	if k.due(h) {
+		return k.adopt(ctx, h)
+	}
+	if k.writes(h) {
+		return k.probeWrap(ctx, h)
+	}
+	return k.probeKept(ctx, h)
+}
+
+// writes tells whether a key is probed by wrapping: the write key, and one that
+// will be. Keys that only read never wrap.
+func (k *Custodian) writes(h *held) bool {
+	e, now := h.entry.Load(), k.now()
+	return e.Role == keys.RoleWrite && (e.ActivateAt.After(now) || k.view.Load().ring.WriteKey(now) == e)
+}
+
+// probeWrap wraps and unwraps a canary, which also shows the material in use.
+func (k *Custodian) probeWrap(ctx context.Context, h *held) error {
+	canary := make(keys.Secret, 32)
+	if _, err := rand.Read(canary); err != nil {
+		return err
+	}
+	v, err := k.wrapVerified(ctx, h, keys.BlobProbe, canary)
+	if err != nil {
+		return err
+	}
+	h.kept.Store(&state.Kept{Type: keys.BlobProbe, Blob: v.Blob})
+	k.noteMaterial(h, v.Material)
+	k.touch()
+	return nil
+}
+
+// wrapVerified is keys.WrapVerified with each half told to the health of its
+// operation. When the wrap fails, a kept blob shows whether the unwrap does too.
+func (k *Custodian) wrapVerified(ctx context.Context, h *held, t keys.BlobType, payload keys.Secret) (keys.Verified, error) {
+	e := h.entry.Load()
+	bound := keys.NewContext(k.view.Load().ring.ClusterID(), t, e.Context)
+	plain := envelope.MarshalPlain(t, payload)
+	defer plain.Destroy()
+	wctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	w, err := e.KEK.Wrap(wctx, plain, bound)
+	cancel()
+	h.health.Wrap.Observe(canceled(ctx, err))
+	if err != nil {
+		_ = k.probeKept(ctx, h) // its own verdict goes to the health of unwrap
+		return keys.Verified{}, err
+	}
+	uctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	u, err := e.KEK.Unwrap(uctx, w.Blob, bound)
+	if err == nil && subtle.ConstantTimeCompare(u.Plaintext, plain) != 1 {
+		err = &keys.Error{Class: keys.ClassData, Op: keys.OpUnwrap, Key: e.KEK.Identity(), Err: errors.New("a wrap just made opens to other bytes")}
+	}
+	u.Plaintext.Destroy()
+	h.health.Unwrap.Observe(canceled(ctx, err))
+	if err != nil {
+		return keys.Verified{}, err
+	}
+	return keys.Verified{Blob: w.Blob, Material: u.Material, RequestID: u.RequestID}, nil
+}
+
+// canceled keeps our own shutdown from being taken for an outage.
+func canceled(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return context.Canceled
+	}
+	return err
+}
+
+// probeKept unwraps a blob kept from earlier. A key for which none is known yet
+// is not probed: its state stays unknown until it has opened something.
+func (k *Custodian) probeKept(ctx context.Context, h *held) error {
+	kept := h.kept.Load()
+	if kept == nil {
+		return nil
+	}
+	e := h.entry.Load()
+	uctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	u, err := e.KEK.Unwrap(uctx, kept.Blob, keys.NewContext(k.view.Load().ring.ClusterID(), kept.Type, e.Context))
+	if err == nil {
+		_, err = envelope.ParsePlain(kept.Type, u.Plaintext)
+		u.Plaintext.Destroy()
+	}
+	if keys.ClassOf(err) == keys.ClassData || errors.Is(err, keys.ErrMalformed) {
+		// The blob is at fault, not the key: forget it and wait for a better one.
+		h.kept.CompareAndSwap(kept, nil)
+		k.event(slog.LevelWarn, "probe", "a kept blob does not open any more; it is forgotten", h, "", err)
+		return nil
+	}
+	h.health.Unwrap.Observe(canceled(ctx, err))
+	if err == nil {
+		k.touch()
+	}
+	return err
+}
+
+// keep remembers a blob for probeKept if there is none yet.
+func (k *Custodian) keep(h *held, t keys.BlobType, blob []byte) {
+	if h.kept.Load() == nil {
+		h.kept.CompareAndSwap(nil, &state.Kept{Type: t, Blob: append([]byte(nil), blob...)})
+	}
+}
+
+// pause is how long to wait before the next cycle.
+func (k *Custodian) pause(h *held, err error) time.Duration {
+	t := k.settings()
+	wait := t.ProbeInterval
+	switch keys.ClassOf(err) {
+	case keys.ClassNone:
+		if h.candidate.seen > 0 {
+			wait = min(wait, t.SettleTime/time.Duration(t.Observations))
+		}
+	case keys.ClassOutage, keys.ClassCanceled:
+		wait = min(wait, retryOutage)
+	default:
+		wait = min(wait, retryDenied)
+	}
+	if until := time.Until(h.entry.Load().ActivateAt); until > 0 {
+		wait = min(wait, until)
+	}
+	wait = max(wait, minPause)
+	return wait - wait/10 + mrand.N(wait/5+1) // instances must not probe in step
+}
+
+// settle reports what changed and wipes what must not stay in memory.
+func (k *Custodian) settle(h *held) {
+	e := h.entry.Load()
+	open := h.health.Open()
+	for op, v := range map[keys.Op]health.Verdict{keys.OpWrap: h.health.Wrap.Verdict(), keys.OpUnwrap: h.health.Unwrap.Verdict()} {
+		if before := h.lastState[op]; before != v.State {
+			h.lastState[op] = v.State
+			k.stateChanged(h, op, before, v)
+		}
+	}
+	if open.Wipe && k.wipe(h, e) > 0 {
+		k.event(slog.LevelError, "wipe", "local KEKs of a closed key were wiped from memory", h, "", open.Err)
+	}
+	k.observer.Changed()
+}
+
+func (k *Custodian) stateChanged(h *held, op keys.Op, before health.State, v health.Verdict) {
+	level, text := slog.LevelInfo, "key answers again: "+string(op)
+	switch {
+	case v.State == health.Closed:
+		level, text = slog.LevelError, "key is closed: "+string(op)+" is not served"
+	case v.State == health.Degraded && v.Class == keys.ClassOutage:
+		level, text = slog.LevelWarn, "key is degraded, still served: "+string(op)
+	case v.State == health.Degraded:
+		level, text = slog.LevelError, "key is denied by its KMS, still served until its limit: "+string(op)
+	case before == "" || before == health.Unknown:
+		if v.State == health.Unknown {
+			return
+		}
+		text = "key answers: " + string(op)
+	}
+	k.event(level, string(v.State), text, h, "", v.Err)
+}
+
+// wipe drops the local KEKs of a key from memory; the wrapped copy of the write
+// key's own stays, so that service resumes when the KMS allows it again.
+func (k *Custodian) wipe(h *held, e *keys.Entry) int {
+	n := k.cache.drop(e.KEK.Identity(), e.ContextDigest())
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	v := k.view.Load()
+	if v.active != nil && v.active.held == h && v.active.local != nil {
+		a := *v.active
+		a.local = nil
+		k.swap(v, &a)
+		n++
+	}
+	return n
+}
+
+func (k *Custodian) event(level slog.Level, kind, text string, h *held, keyID string, err error) {
+	k.observer.Event(Event{Kind: kind, Level: level, Text: text, Key: h.entry.Load().Name, KeyID: keyID, Err: err})
+}
