@@ -106,7 +106,7 @@ func (k *Custodian) restore(ctx context.Context, h *held, a *active) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
 	defer cancel()
 	o, _, err := unwrapLocal(ctx, k.view.Load().ring.ClusterID(), a.entry, hd)
 	if !errors.Is(err, keys.ErrContradiction) && !errors.Is(err, keys.ErrMalformed) && keys.ClassOf(err) != keys.ClassData {

@@ -16,14 +16,14 @@ import (
 )
 
 const (
-	// probeTimeout bounds one remote call of a probe.
-	probeTimeout = 2500 * time.Millisecond
+	// ProbeTimeout bounds one remote call of a probe.
+	ProbeTimeout = 2500 * time.Millisecond
 	// retryOutage is the pause after an outage: short enough that service is
 	// back within 2 s of the KMS, long enough to be no load on it.
 	retryOutage = 700 * time.Millisecond
-	// retryDenied is the pause after a denial: with MinObservations it is well
+	// RetryDenied is the pause after a denial: with MinObservations it is well
 	// inside the shortest denial timer.
-	retryDenied = 10 * time.Second
+	RetryDenied = 10 * time.Second
 	minPause    = 100 * time.Millisecond
 )
 
@@ -90,7 +90,7 @@ func (k *Custodian) wrapVerified(ctx context.Context, h *held, t keys.BlobType, 
 	bound := keys.NewContext(k.view.Load().ring.ClusterID(), t, e.Context)
 	plain := envelope.MarshalPlain(t, payload)
 	defer plain.Destroy()
-	wctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	wctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
 	w, err := e.KEK.Wrap(wctx, plain, bound)
 	cancel()
 	h.health.Wrap.Observe(canceled(ctx, err))
@@ -98,7 +98,7 @@ func (k *Custodian) wrapVerified(ctx context.Context, h *held, t keys.BlobType, 
 		_ = k.probeKept(ctx, h) // its own verdict goes to the health of unwrap
 		return keys.Verified{}, err
 	}
-	uctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	uctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
 	defer cancel()
 	u, err := e.KEK.Unwrap(uctx, w.Blob, bound)
 	if err == nil && subtle.ConstantTimeCompare(u.Plaintext, plain) != 1 {
@@ -128,7 +128,7 @@ func (k *Custodian) probeKept(ctx context.Context, h *held) error {
 		return nil
 	}
 	e := h.entry.Load()
-	uctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	uctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
 	defer cancel()
 	u, err := e.KEK.Unwrap(uctx, kept.Blob, keys.NewContext(k.view.Load().ring.ClusterID(), kept.Type, e.Context))
 	if err == nil {
@@ -167,7 +167,7 @@ func (k *Custodian) pause(h *held, err error) time.Duration {
 	case keys.ClassOutage, keys.ClassCanceled:
 		wait = min(wait, retryOutage)
 	default:
-		wait = min(wait, retryDenied)
+		wait = min(wait, RetryDenied)
 	}
 	if until := time.Until(h.entry.Load().ActivateAt); until > 0 {
 		wait = min(wait, until)

@@ -1,0 +1,239 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"kms-plugin.io/internal/audit"
+	"kms-plugin.io/internal/cli"
+	"kms-plugin.io/internal/config"
+	"kms-plugin.io/internal/custody"
+	"kms-plugin.io/internal/httpserver"
+	"kms-plugin.io/internal/metrics"
+	"kms-plugin.io/internal/unixsocket"
+	"kms-plugin.io/pkg/keys"
+	"kms-plugin.io/pkg/keys/awskms"
+	"kms-plugin.io/pkg/plugin"
+)
+
+// drainTimeout bounds how long a stopping server waits for calls in flight. It
+// is above the 2.5 s that any call may take.
+const drainTimeout = 3 * time.Second
+
+// Options are what the command line gives.
+type Options struct {
+	Source Source
+	Force  bool // let the first configuration pass the guards of custody
+	Log    io.Writer
+	// Reload is read as "look at the configuration now" (SIGHUP).
+	Reload <-chan os.Signal
+}
+
+// daemon is one running instance.
+type daemon struct {
+	source   Source
+	observer *observer
+	custody  *custody.Custodian
+	loaded   loaded
+	stateDir string
+}
+
+// loaded is the configuration in force.
+type loaded struct {
+	hash   string
+	config *config.Config
+	keks   map[string]keys.KEK
+}
+
+// Run serves until ctx ends. The socket listens before the first call to any
+// KMS, and stays up whatever the KMS does.
+func Run(ctx context.Context, o Options) error {
+	removed := awskms.ScrubEnvironment()
+	first, err := start(ctx, o)
+	if err != nil {
+		return err
+	}
+	d, c := first.daemon, first.daemon.loaded.config
+	log := d.observer.log
+	if len(removed) > 0 {
+		log.Warn("environment ignored: endpoints and CA bundles come from the configuration alone", "names", removed)
+	}
+	sock, err := unixsocket.Listen(c.Socket.Path)
+	if err != nil {
+		return err
+	}
+	web, err := listenHTTP(c.ListenAddress)
+	if err != nil {
+		return errors.Join(err, sock.Close())
+	}
+	server := plugin.NewServer(plugin.NewService(d.custody, d.observer), plugin.ServerConfig{
+		Credentials: d.peers(c), Observer: d.observer, Log: log,
+	})
+	log.Info("serving", "socket", c.Socket.Path, "clusterID", c.ClusterID, "version", cli.Version(), "http", address(web))
+	return d.serve(ctx, o, first.registry, server, sock, web)
+}
+
+// serve runs all parts until ctx ends or one fails, then drains.
+func (d *daemon) serve(ctx context.Context, o Options, reg *prometheus.Registry, server *grpc.Server, sock net.Listener, web net.Listener) error {
+	// The audit log outlives the calls that it records.
+	auditCtx, stopAudit := context.WithCancel(context.WithoutCancel(ctx))
+	auditDone := make(chan error, 1)
+	go func() { auditDone <- d.observer.audit.Run(auditCtx) }()
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.custody.Run(ctx) })
+	g.Go(func() error { return server.Serve(sock) })
+	g.Go(func() error {
+		<-ctx.Done()
+		drain(server)
+		return nil
+	})
+	g.Go(func() error {
+		d.observer.publish(ctx, d.custody.Report)
+		return nil
+	})
+	g.Go(func() error { return d.watch(ctx, o.Reload) })
+	if web != nil {
+		metricsHandler := promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+		g.Go(func() error {
+			return httpserver.Run(ctx, web, httpserver.Config{Ready: d.custody.Ready, Metrics: metricsHandler})
+		})
+	}
+	err := g.Wait()
+	stopAudit()
+	err = errors.Join(err, <-auditDone, d.observer.audit.Close())
+	d.observer.log.Info("stopped")
+	return err
+}
+
+// drain lets calls in flight finish. Serve closes the listener, which removes
+// only our own socket file.
+func drain(s *grpc.Server) {
+	force := time.AfterFunc(drainTimeout, s.Stop)
+	defer force.Stop()
+	s.GracefulStop()
+}
+
+type started struct {
+	daemon   *daemon
+	registry *prometheus.Registry
+}
+
+// start loads the configuration and builds everything that listens to nothing.
+func start(ctx context.Context, o Options) (started, error) {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m := metrics.New(reg, cli.Version())
+	choice, err := o.Source.first(ctx, m)
+	if err != nil {
+		return started{}, err
+	}
+	c := choice.config
+	obs := &observer{Metrics: m, log: newLogger(o.Log, c.LogLevel), changed: make(chan struct{}, 1)}
+	obs.audit, err = audit.Open(audit.Config{Path: c.Audit.Path, Refuse: c.Audit.OnFailure == "refuse", OnError: func(err error) {
+		m.AuditFailed()
+		obs.log.Error("audit record is lost", "error", err.Error())
+	}})
+	if err != nil {
+		return started{}, cli.WithHint(err, "audit.path names it; leave it out for no audit log")
+	}
+	d := &daemon{source: o.Source, observer: obs, stateDir: c.StateDir}
+	if err := d.adopt(choice, o.Force); err != nil {
+		return started{}, err
+	}
+	return started{d, reg}, nil
+}
+
+// adopt builds custody on the first configuration that may follow what this
+// instance remembers: the file on disk, else the last one that was in force.
+func (d *daemon) adopt(choice candidate, force bool) error {
+	for {
+		c, err := custody.New(custody.Config{Ring: choice.ring, Tuning: tuning(choice.config), StateDir: d.stateDir, Force: force, Observer: d.observer})
+		if err == nil {
+			d.custody = c
+			d.inForce(choice)
+			if choice.rejected != nil {
+				d.rejected(choice.rejected)
+			}
+			return nil
+		}
+		next := choice.fallback(err)
+		if next == nil {
+			return err
+		}
+		choice = *next
+	}
+}
+
+// inForce notes a configuration that serves from now on.
+func (d *daemon) inForce(c candidate) {
+	d.loaded = loaded{hash: c.hash, config: c.config, keks: c.keks}
+	d.observer.Reloaded(true, c.hash)
+	d.observer.bounds(tuning(c.config))
+	d.observer.DiskDiffers(c.rejected != nil)
+	if err := d.source.keep(c); err != nil {
+		d.observer.log.Error("last good configuration cannot be kept for the next start", "error", err.Error())
+	}
+	for _, k := range c.config.Keys {
+		if k.AWSKMS != nil && k.AWSKMS.AllowStaticCredentials {
+			d.observer.log.Warn("static credentials are allowed for a key: they do not expire and work from anywhere", "key", k.Name)
+		}
+	}
+}
+
+// rejected tells of a file on disk that is not in force.
+func (d *daemon) rejected(err error) {
+	d.observer.Reloaded(false, "")
+	d.observer.DiskDiffers(true)
+	hint := ""
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		hint = h.Hint()
+	}
+	d.observer.log.Error("configuration on disk is not in force; the last good one serves", "error", err.Error(), "hint", hint)
+	_ = d.observer.audit.Record(audit.Record{Op: "reload", Outcome: "refused", Error: err.Error()}) // counted by OnError
+}
+
+func (d *daemon) peers(c *config.Config) *unixsocket.PeerCredentials {
+	return unixsocket.NewPeerCredentials(c.Socket.AllowedUIDs, func(p unixsocket.Peer) {
+		d.observer.PeerRefused()
+		d.observer.log.Error("peer refused: its uid is not in socket.allowedUIDs", "uid", p.UID, "pid", p.PID)
+		_ = d.observer.audit.Record(audit.Record{Op: "connect", Outcome: "refused", Error: fmt.Sprintf("uid %d, pid %d", p.UID, p.PID)})
+	})
+}
+
+func newLogger(w io.Writer, level string) *slog.Logger {
+	var l slog.Level
+	_ = l.UnmarshalText([]byte(level)) // validated by package config
+	return slog.New(newSampler(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l})))
+}
+
+func listenHTTP(addr string) (net.Listener, error) {
+	if addr == "" {
+		return nil, nil
+	}
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, cli.WithHint(fmt.Errorf("listenAddress: %w", err), "choose a free port, or listenAddress: \"\" for none")
+	}
+	return ln, nil
+}
+
+func address(ln net.Listener) string {
+	if ln == nil {
+		return ""
+	}
+	return ln.Addr().String()
+}
