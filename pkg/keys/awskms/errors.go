@@ -91,21 +91,15 @@ func judge(err error) (e keys.Error, retry bool) {
 	switch {
 	case errors.As(err, &api) && api.ErrorCode() != "" && api.ErrorCode() != "UnknownError":
 		return judgeCode(e, api, resp)
-	case resp != nil:
+	case resp != nil && resp.HTTPStatusCode() != 0: // 0: there was no answer
 		e.Class, e.Code, e.Err = keys.ClassOutage, codeGarbage, errors.New("the answer is not one of KMS: is the endpoint, or a proxy before it, right?")
-		return e, resp.HTTPStatusCode() >= http.StatusInternalServerError
+		status := resp.HTTPStatusCode()
+		return e, status < http.StatusBadRequest || status >= http.StatusInternalServerError
 	}
 	e.Class, e.Code = keys.ClassOutage, codeUnreachable
 	var timeout net.Error
-	switch {
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
 		e.Code = codeTimeout
-	case errors.Is(err, context.Canceled):
-		e.Code = codeTimeout
-	}
-	var de *smithy.DeserializationError
-	if errors.As(err, &de) {
-		e.Code = codeGarbage
 	}
 	e.Err = cause(err)
 	return e, true

@@ -1,0 +1,250 @@
+// Package fakekms is an AWS KMS for tests and for a person at a laptop. The real
+// SDK talks to it in the real protocol (awsJson1.1 over HTTP); it really
+// encrypts, keeps old materials, enforces encryption contexts and key policies,
+// and has knobs for every way in which a cloud fails.
+//
+// What it does not model: signatures are not verified (access key, token and
+// date are), IAM policies beside the key policy, grants, asymmetric operations,
+// custom key stores, imported material, and the quotas of single operations.
+package fakekms
+
+import (
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"time"
+)
+
+// Config is what a fake starts with.
+type Config struct {
+	Addr    string // host:port, "" takes a free port of 127.0.0.1
+	TLS     bool
+	Account string // default 111122223333
+}
+
+// Server is a running fake. One listener serves all regions: the region of a
+// request is the one it was signed for.
+type Server struct {
+	account string
+	http    *httptest.Server
+	plain   *httptest.Server // credentials: their endpoint is always plain HTTP on a node
+	gate    *gate
+
+	mu         sync.Mutex
+	keys       map[string]*key // by region and id
+	aliases    map[string]string
+	principals map[string]*principal // by access key id
+	faults     []*Fault
+	nextFault  int
+	quota      quota
+	view       func(caller string, call int, history []string) int
+	clock      time.Duration
+	counts     Counts
+	log        []Request
+	inFlight   int
+}
+
+// Start starts a fake. The principal "default" exists and may do everything.
+func Start(c Config) (*Server, error) {
+	if c.Addr == "" {
+		c.Addr = "127.0.0.1:0"
+	}
+	if c.Account == "" {
+		c.Account = "111122223333"
+	}
+	ln, err := net.Listen("tcp", c.Addr)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{account: c.Account, gate: &gate{Listener: ln, conns: map[net.Conn]bool{}},
+		keys: map[string]*key{}, aliases: map[string]string{}, principals: map[string]*principal{}}
+	s.counts.reset()
+	s.AddPrincipal("default")
+	s.http = &httptest.Server{Listener: s.gate, Config: &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}}
+	s.gate.onAccept = s.countConnection
+	s.plain = httptest.NewServer(s)
+	s.http.Config.ErrorLog = log.New(io.Discard, "", 0)
+	if c.TLS {
+		s.http.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+		s.http.StartTLS()
+	} else {
+		s.http.Start()
+	}
+	return s, nil
+}
+
+// URL is the endpoint for every region.
+func (s *Server) URL() string { return s.http.URL }
+
+// Close stops the fake at once.
+func (s *Server) Close() {
+	s.gate.close()
+	s.http.CloseClientConnections()
+	s.http.Close()
+	s.plain.Close()
+}
+
+// SetClock moves the fake's clock against the real one: requests dated more than
+// five minutes away from it are refused.
+func (s *Server) SetClock(offset time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clock = offset
+}
+
+// SetConsistency makes wraps after a rotation eventually consistent: fn chooses
+// an index of the key's material history for the caller's n-th Encrypt. Nil is
+// always the newest.
+func (s *Server) SetConsistency(fn func(caller string, call int, history []string) int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.view = fn
+}
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails (crypto/rand)
+	return hex.EncodeToString(b)
+}
+
+// gate is a listener that can refuse, swallow and cut connections, and come back
+// on the same address.
+type gate struct {
+	net.Listener
+	onAccept func()
+
+	mu      sync.Mutex
+	conns   map[net.Conn]bool
+	refuse  bool
+	hole    bool
+	closed  bool
+	release chan struct{}
+}
+
+// Accept implements net.Listener.
+func (g *gate) Accept() (net.Conn, error) {
+	for {
+		c, err := g.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		g.mu.Lock()
+		if g.refuse {
+			g.mu.Unlock()
+			reset(c)
+			continue
+		}
+		g.conns[c] = true
+		g.mu.Unlock()
+		g.onAccept()
+		return &gated{Conn: c, gate: g}, nil
+	}
+}
+
+// gated is a connection that can fall silent.
+type gated struct {
+	net.Conn
+	gate *gate
+}
+
+// Read holds data back while the gate is a black hole.
+func (c *gated) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.gate.wait()
+	return n, err
+}
+
+// Write holds answers back while the gate is a black hole.
+func (c *gated) Write(b []byte) (int, error) {
+	c.gate.wait()
+	return c.Conn.Write(b)
+}
+
+// Close implements net.Conn.
+func (c *gated) Close() error {
+	c.gate.mu.Lock()
+	delete(c.gate.conns, c.Conn)
+	c.gate.mu.Unlock()
+	return c.Conn.Close()
+}
+
+func (g *gate) wait() {
+	g.mu.Lock()
+	release := g.release
+	hole := g.hole && !g.closed
+	g.mu.Unlock()
+	if hole {
+		<-release
+	}
+}
+
+func (g *gate) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+	if g.hole {
+		g.hole = false
+		close(g.release)
+	}
+}
+
+// Refuse cuts all connections and resets new ones at once.
+func (s *Server) Refuse() {
+	g := s.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refuse = true
+	for c := range g.conns {
+		reset(c)
+		delete(g.conns, c)
+	}
+}
+
+// Listen ends Refuse.
+func (s *Server) Listen() {
+	s.gate.mu.Lock()
+	defer s.gate.mu.Unlock()
+	s.gate.refuse = false
+}
+
+// Blackhole takes requests, on old connections and new, and never answers.
+func (s *Server) Blackhole() {
+	s.gate.mu.Lock()
+	defer s.gate.mu.Unlock()
+	if !s.gate.hole {
+		s.gate.hole, s.gate.release = true, make(chan struct{})
+	}
+}
+
+// Unblackhole ends Blackhole; what was held back goes on.
+func (s *Server) Unblackhole() {
+	s.gate.mu.Lock()
+	defer s.gate.mu.Unlock()
+	if s.gate.hole {
+		s.gate.hole = false
+		close(s.gate.release)
+	}
+}
+
+// reset closes with RST.
+func reset(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+var errNoKey = errors.New("no such key")
+
+// CABundlePEM is the certificate of a fake with TLS, to be trusted.
+func (s *Server) CABundlePEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.http.Certificate().Raw})
+}
