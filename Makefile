@@ -1,0 +1,33 @@
+# Each target is plain go commands; Go is all that is needed (and gcc for -race).
+GO ?= go
+export GOTOOLCHAIN = local
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+.PHONY: build test lint e2e demo fuzz fakekms clean
+
+build: ## both programs, static, in bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/...
+
+test: ## everything that needs only Go, also the API server's real client code
+	$(GO) test -race -shuffle=on ./...
+
+e2e: ## real etcd and kube-apiserver; the first time they are built, which takes minutes
+	$(GO) test -tags e2e -count=1 -timeout 40m -v ./test/e2e/...
+
+demo: ## the main job, from nothing: real etcd, kube-apiserver and plugin
+	@$(GO) run ./test/demo
+
+fakekms: ## an AWS KMS to play with; prints what to put into the configuration
+	$(GO) run ./test/fakekms/cmd/fakekms
+
+lint:
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
+	$(GO) vet ./... && $(GO) vet -tags e2e ./test/e2e/...
+	$(GO) run $(STATICCHECK) -tags e2e ./...
+
+fuzz: ## ten minutes for each parser
+	$(GO) test -run '^$$' -fuzz FuzzParse -fuzztime 10m ./internal/envelope
+	$(GO) test -run '^$$' -fuzz FuzzParse -fuzztime 10m ./internal/config
+
+clean:
+	rm -rf bin
