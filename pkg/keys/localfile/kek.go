@@ -27,7 +27,7 @@ func (k *KEK) Wrap(ctx context.Context, plaintext keys.Secret, bound keys.Contex
 	}
 	blob, err := k.aead.Encrypt(plaintext, bound.Canonical())
 	if err != nil {
-		return keys.Wrapped{}, k.fail(keys.OpWrap, keys.ClassOutage, errors.New("Tink could not encrypt"))
+		return keys.Wrapped{}, k.fail(keys.OpWrap, keys.ClassOutage, errors.New("encryption by Tink failed"))
 	}
 	return keys.Wrapped{Blob: blob}, nil
 }

@@ -1,0 +1,213 @@
+// Package status asks a running kms-plugin two things: over its socket what
+// kube-apiserver sees, and over its metrics what the plugin itself knows.
+package status
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"sort"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	grpcstatus "google.golang.org/grpc/status"
+	kmsapi "k8s.io/kms/apis/v2"
+
+	"kms-plugin.io/internal/cli"
+	"kms-plugin.io/internal/metrics"
+)
+
+// timeout is what kube-apiserver gives a call by default.
+const timeout = 3 * time.Second
+
+// Report is what `kmsctl status -o json` prints.
+type Report struct {
+	Socket    string  `json:"socket"`
+	Healthy   bool    `json:"healthy"`
+	Version   string  `json:"version,omitempty"`
+	Healthz   string  `json:"healthz,omitempty"`
+	KeyID     string  `json:"keyID,omitempty"`
+	KeyIDHash string  `json:"keyIDHash,omitempty"` // as in kube-apiserver's metrics
+	LatencyMS float64 `json:"latencyMS"`
+	Error     string  `json:"error,omitempty"`
+	Plugin    *Plugin `json:"plugin,omitempty"` // nil if no metrics address was given
+}
+
+// Plugin is what the plugin knows of itself.
+type Plugin struct {
+	Ready       bool   `json:"ready"`
+	DiskDiffers bool   `json:"configDiskDiffers"`
+	LocalKEKs   int    `json:"localKEKs"`
+	Keys        []Key  `json:"keys"`
+	Version     string `json:"version,omitempty"`
+}
+
+// Key is one key of the ring.
+type Key struct {
+	Name     string     `json:"name"`
+	Wrap     string     `json:"wrap"`
+	Unwrap   string     `json:"unwrap"`
+	LastGood *time.Time `json:"lastGoodProbe,omitempty"`
+}
+
+// Ask calls Status on the socket, and reads the metrics if an address is given.
+// An unhealthy plugin is a report, not an error; one that cannot be reached is.
+func Ask(ctx context.Context, socket, address string) (Report, error) {
+	r, err := ask(ctx, socket)
+	if err != nil || address == "" {
+		return r, err
+	}
+	p, err := scrape(ctx, address)
+	if err != nil {
+		return r, cli.WithHint(err, "compare --metrics with listenAddress of the configuration")
+	}
+	r.Plugin = p
+	return r, nil
+}
+
+func ask(ctx context.Context, socket string) (Report, error) {
+	r := Report{Socket: socket}
+	if err := reachable(socket); err != nil {
+		return r, err
+	}
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
+	if err != nil {
+		return r, err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	begun := time.Now()
+	s, err := kmsapi.NewKeyManagementServiceClient(conn).Status(ctx, &kmsapi.StatusRequest{})
+	r.LatencyMS = float64(time.Since(begun).Microseconds()) / 1000
+	if err != nil {
+		st := grpcstatus.Convert(err)
+		if strings.Contains(st.Message(), "connection refused") {
+			return r, cli.WithHint(fmt.Errorf("nobody serves socket %q", socket), "start the plugin: systemctl status kms-plugin, or crictl ps")
+		}
+		r.Error = fmt.Sprintf("%s: %s", st.Code(), st.Message())
+		return r, nil
+	}
+	r.Version, r.Healthz, r.KeyID = s.GetVersion(), s.GetHealthz(), s.GetKeyId()
+	r.KeyIDHash = metrics.KeyIDHash(r.KeyID)
+	r.Healthy = r.Version == "v2" && r.Healthz == "ok" && r.KeyID != ""
+	return r, nil
+}
+
+// reachable finds the faults that gRPC only reports as a missed deadline.
+func reachable(socket string) error {
+	info, err := os.Stat(socket)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return cli.WithHint(fmt.Errorf("there is no socket %q", socket), "is the plugin running, and is this socket.path of its configuration?")
+	case errors.Is(err, fs.ErrPermission):
+		return cli.WithHint(fmt.Errorf("socket %q may not be opened by this user", socket), "run it as root, or as the user of kube-apiserver")
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return cli.WithHint(fmt.Errorf("%q is not a socket", socket), "give socket.path of the plugin's configuration")
+	}
+	return nil
+}
+
+func scrape(ctx context.Context, address string) (*Plugin, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("read metrics: %w", err)
+	}
+	defer resp.Body.Close()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(io.LimitReader(resp.Body, 16<<20))
+	if err != nil || resp.StatusCode != http.StatusOK || families["kms_plugin_ready"] == nil {
+		return nil, fmt.Errorf("http://%s/metrics is not that of a kms-plugin", address)
+	}
+	return decode(families), nil
+}
+
+func decode(f map[string]*dto.MetricFamily) *Plugin {
+	value := func(name string) float64 { return f[name].GetMetric()[0].GetGauge().GetValue() }
+	p := &Plugin{Ready: value("kms_plugin_ready") == 1, DiskDiffers: value("kms_plugin_config_disk_differs") == 1, LocalKEKs: int(value("kms_plugin_local_keks"))}
+	byName := map[string]*Key{}
+	for _, m := range f["kms_plugin_key_state"].GetMetric() {
+		if m.GetGauge().GetValue() != 1 {
+			continue
+		}
+		l := labels(m)
+		k := byName[l["key"]]
+		if k == nil {
+			k = &Key{Name: l["key"]}
+			byName[k.Name] = k
+		}
+		if l["op"] == "wrap" {
+			k.Wrap = l["state"]
+		} else {
+			k.Unwrap = l["state"]
+		}
+	}
+	for _, m := range f["kms_plugin_last_good_probe_timestamp_seconds"].GetMetric() {
+		if k := byName[labels(m)["key"]]; k != nil {
+			t := time.UnixMilli(int64(m.GetGauge().GetValue() * 1000)).UTC()
+			k.LastGood = &t
+		}
+	}
+	for _, m := range f["kms_plugin_build_info"].GetMetric() {
+		p.Version = labels(m)["version"]
+	}
+	for _, k := range byName {
+		p.Keys = append(p.Keys, *k)
+	}
+	sort.Slice(p.Keys, func(i, j int) bool { return p.Keys[i].Name < p.Keys[j].Name })
+	return p
+}
+
+func labels(m *dto.Metric) map[string]string {
+	out := map[string]string{}
+	for _, l := range m.GetLabel() {
+		out[l.GetName()] = l.GetValue()
+	}
+	return out
+}
+
+// Print writes a report for people.
+func (r Report) Print(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+	row("SOCKET", "%s (answered in %.1f ms)", r.Socket, r.LatencyMS)
+	if r.Error != "" {
+		row("STATUS", "ERROR %s", r.Error)
+	} else {
+		row("STATUS", "version %s, healthz %s", r.Version, r.Healthz)
+		row("KEY_ID", "%s", r.KeyID)
+		row("KEY_ID HASH", "%s", r.KeyIDHash)
+	}
+	if p := r.Plugin; p != nil {
+		row("PLUGIN", "%s, ready %t, %d local KEKs in memory", p.Version, p.Ready, p.LocalKEKs)
+		if p.DiskDiffers {
+			row("CONFIG", "the file on disk is NOT in force; see the log")
+		}
+		for _, k := range p.Keys {
+			good := "never"
+			if k.LastGood != nil {
+				good = time.Since(*k.LastGood).Round(time.Second).String() + " ago"
+			}
+			row("KEY "+k.Name, "wrap %s, unwrap %s, last good probe %s", k.Wrap, k.Unwrap, good)
+		}
+	}
+	return t.Flush()
+}
