@@ -3,7 +3,7 @@ GO ?= go
 export GOTOOLCHAIN = local
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: build test lint e2e demo fuzz fakekms clean
+.PHONY: build test lint e2e demo bench gates fuzz fakekms clean
 
 build: ## both programs, static, in bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/...
@@ -17,6 +17,12 @@ e2e: ## real etcd and kube-apiserver; the first time they are built, which takes
 
 demo: ## the main job, from nothing: real etcd, kube-apiserver and plugin
 	@$(GO) run ./test/demo
+
+bench: ## beside a server that does nothing; prints the table of docs/performance.md
+	$(GO) build -o bin/bench ./test/bench && bin/bench -json bin/bench.json
+
+gates: ## the exact figures of bench: failures, remote calls, connections, memory
+	$(GO) build -o bin/bench ./test/bench && bin/bench -gates
 
 fakekms: ## an AWS KMS to play with; prints what to put into the configuration
 	$(GO) run ./test/fakekms/cmd/fakekms

@@ -55,6 +55,7 @@ func serve(c *cobra.Command, a serveArgs) error {
 	if err := process.NoCore(); err != nil {
 		return err
 	}
+	process.Tune()
 	o := daemon.Options{Source: daemon.Source{Path: a.config}, Force: a.force, Log: c.ErrOrStderr()}
 	if a.dev {
 		dir, err := devDir(a.dir)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -36,15 +37,19 @@ type Config struct {
 	OnError func(error) // told of each failure; must not block
 }
 
-// queueSize bounds the records that wait for the disk.
-const queueSize = 16384
+// maxPending bounds the bytes that wait for the disk: some ten thousand records.
+const maxPending = 4 << 20
 
 // Log is safe for concurrent use.
 type Log struct {
 	config   Config
-	seq      atomic.Uint64
 	failures atomic.Uint64
-	queue    chan Record
+	wake     chan struct{} // capacity 1: records wait
+
+	pendingMu sync.Mutex
+	seq       uint64
+	pending   []byte // encoded lines
+	spare     []byte // the other of two buffers
 
 	mu   sync.Mutex
 	file *os.File
@@ -53,7 +58,7 @@ type Log struct {
 // Open opens or creates the file, mode 0600. Run must run for records to be
 // written unless Config.Refuse is set.
 func Open(c Config) (*Log, error) {
-	l := &Log{config: c, queue: make(chan Record, queueSize)}
+	l := &Log{config: c, wake: make(chan struct{}, 1)}
 	if c.Path == "" {
 		return l, nil
 	}
@@ -117,19 +122,31 @@ func endLine(f *os.File, size int64) error {
 
 // Record takes one record, whose time and number it sets. With Refuse it has
 // been given to the kernel when Record returns nil; otherwise it is queued, never
-// blocks and never fails: a full queue drops it, counts and tells OnError.
+// waits for the disk and never fails: a full queue drops it, counts and tells
+// OnError.
 func (l *Log) Record(r Record) error {
 	if l == nil || l.config.Path == "" {
 		return nil
 	}
-	r.Time, r.Seq = time.Now().UTC(), l.seq.Add(1)
-	if l.config.Refuse {
-		return l.failed(l.write([]Record{r}))
+	r.Time = time.Now().UTC()
+	l.pendingMu.Lock()
+	l.seq++
+	r.Seq = l.seq
+	full := len(l.pending) > maxPending
+	if !full {
+		l.pending = append(r.append(l.pending), '\n')
 	}
-	select {
-	case l.queue <- r:
+	l.pendingMu.Unlock()
+	switch {
+	case full:
+		_ = l.failed(fmt.Errorf("audit queue of %d bytes is full, a record is lost", maxPending))
+	case l.config.Refuse:
+		return l.flush()
 	default:
-		_ = l.failed(fmt.Errorf("audit queue of %d records is full, one is lost", queueSize))
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
 	}
 	return nil
 }
@@ -138,57 +155,81 @@ func (l *Log) Record(r Record) error {
 func (l *Log) Run(ctx context.Context) error {
 	for {
 		select {
-		case r := <-l.queue:
-			_ = l.failed(l.write(l.batch(r)))
+		case <-l.wake:
+			_ = l.flush() // counted and told; the next records may fare better
 		case <-ctx.Done():
-			return l.drain()
+			return l.flush()
 		}
 	}
 }
 
-func (l *Log) drain() error {
-	for {
-		select {
-		case r := <-l.queue:
-			if err := l.failed(l.write(l.batch(r))); err != nil {
-				return err
-			}
-		default:
-			return nil
-		}
-	}
-}
-
-// batch takes what else waits, so that a burst costs one write.
-func (l *Log) batch(first Record) []Record {
-	out := []Record{first}
-	for len(out) < 256 {
-		select {
-		case r := <-l.queue:
-			out = append(out, r)
-		default:
-			return out
-		}
-	}
-	return out
-}
-
-func (l *Log) write(records []Record) error {
-	var b []byte
-	for _, r := range records {
-		line, err := json.Marshal(r)
-		if err != nil {
-			return err
-		}
-		b = append(append(b, line...), '\n')
-	}
+// flush writes what waits. Two buffers take turns, so that a burst costs one
+// write and recording goes on meanwhile. What cannot be written is lost.
+func (l *Log) flush() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.file == nil {
-		return errors.New("audit log is closed")
+	l.pendingMu.Lock()
+	out := l.pending
+	l.pending, l.spare = l.spare[:0], nil
+	l.pendingMu.Unlock()
+	var err error
+	switch {
+	case len(out) == 0:
+	case l.file == nil:
+		err = errors.New("audit log is closed")
+	default:
+		_, err = l.file.Write(out)
 	}
-	_, err := l.file.Write(b)
-	return err
+	if cap(out) <= keepBuffer {
+		l.spare = out
+	}
+	return l.failed(err)
+}
+
+// keepBuffer is how large a buffer may stay in memory after a burst.
+const keepBuffer = 64 << 10
+
+// append encodes a record as encoding/json would (a test compares them), without
+// its cost: there is one for every call.
+func (r *Record) append(b []byte) []byte {
+	b = append(b, `{"time":"`...)
+	b = r.Time.AppendFormat(b, time.RFC3339Nano)
+	b = append(b, `","seq":`...)
+	b = strconv.AppendUint(b, r.Seq, 10)
+	b = appendField(b, "op", r.Op, true)
+	b = appendField(b, "uid", r.UID, false)
+	b = appendField(b, "keyID", r.KeyID, false)
+	b = appendField(b, "kek", r.KEK, false)
+	b = appendField(b, "localKEK", r.LocalKEK, false)
+	b = appendField(b, "requestID", r.RequestID, false)
+	b = appendField(b, "outcome", r.Outcome, true)
+	b = appendField(b, "error", r.Error, false)
+	return append(b, '}')
+}
+
+func appendField(b []byte, name, value string, always bool) []byte {
+	if value == "" && !always {
+		return b
+	}
+	b = append(append(append(b, ',', '"'), name...), '"', ':')
+	if plain(value) {
+		return append(append(append(b, '"'), value...), '"')
+	}
+	quoted, err := json.Marshal(value)
+	if err != nil {
+		quoted = []byte(`""`) // cannot happen: a string always encodes
+	}
+	return append(b, quoted...)
+}
+
+// plain strings need no escape in JSON.
+func plain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c > 0x7e || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			return false
+		}
+	}
+	return true
 }
 
 func (l *Log) failed(err error) error {

@@ -7,11 +7,12 @@ import (
 	"time"
 
 	"kms-plugin.io/pkg/keys"
+	"kms-plugin.io/pkg/plugin"
 )
 
 const (
 	// flightTimeout bounds one remote unwrap on behalf of requests. It ends
-	// before plugin's callTimeout, so that the waiters learn the cause.
+	// before plugin.CallTimeout, so that the waiters learn the cause.
 	flightTimeout = 2400 * time.Millisecond
 	// failureMemory is how long a failed unwrap is answered from memory: a LIST
 	// of a hundred objects under one dead local KEK costs one call a second.
@@ -55,6 +56,8 @@ func (f *flights[T]) do(ctx context.Context, d digest, call func(context.Context
 	if err := f.recent(d); err != nil {
 		return value, "failed-recently", err
 	}
+	ctx, cancel := context.WithTimeout(ctx, plugin.CallTimeout)
+	defer cancel()
 	if err := f.gate.enter(ctx); err != nil {
 		return value, "refused", err
 	}

@@ -42,6 +42,8 @@ func (k *Custodian) Seal(ctx context.Context, seed keys.Secret) (plugin.Sealed, 
 // tells which material did it. New material is not claimed under the old
 // key_id: such an Encrypt fails, once, while the prober adopts the new one.
 func (k *Custodian) sealDirect(ctx context.Context, clusterID string, a *active, seed keys.Secret, out *plugin.Sealed) error {
+	ctx, cancel := context.WithTimeout(ctx, plugin.CallTimeout)
+	defer cancel()
 	plain := envelope.MarshalPlain(keys.BlobSeed, a.digest[:], seed)
 	defer plain.Destroy()
 	w, err := keys.WrapVerified(ctx, a.entry.KEK, plain, keys.NewContext(clusterID, keys.BlobSeed, a.entry.Context))

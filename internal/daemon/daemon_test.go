@@ -55,7 +55,6 @@ type instance struct {
 	cancel    context.CancelFunc
 	done      chan error
 	hup       chan os.Signal
-	extra     string
 }
 
 func environment(t *testing.T, cloud *fakekms.Server) {

@@ -1,8 +1,12 @@
-// Package process keeps the memory of the daemon out of files: it holds keys.
+// Package process sets up the daemon's own process: its memory stays out of
+// files, and its runtime is tuned for many tiny calls.
 package process
 
 import (
 	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,4 +21,18 @@ func NoCore() error {
 		return fmt.Errorf("forbid reading of memory: %w", err)
 	}
 	return nil
+}
+
+// Tune sets the runtime for the work there is: calls of some microseconds over
+// one connection. On one processor they cost no wake-up of another thread, and a
+// heap of a few MiB may grow two and a half times before it is collected. No memory limit is
+// set: near one the collector would take the time of a direct-mode herd. An
+// operator's GOMAXPROCS, GOGC or GOMEMLIMIT wins. Measured in docs/performance.md.
+func Tune() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(150)
+	}
 }

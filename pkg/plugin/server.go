@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"path"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -70,7 +70,7 @@ func intercept(o Observer, log *slog.Logger) grpc.UnaryServerInterceptor {
 					"type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
 				resp, err = nil, status.Error(codes.Internal, "internal error, see the log of kms-plugin")
 			}
-			o.RPC(path.Base(info.FullMethod), status.Code(err), time.Since(start))
+			o.RPC(info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:], status.Code(err), time.Since(start))
 		}()
 		return next(ctx, req)
 	}
