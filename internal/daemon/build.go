@@ -28,7 +28,7 @@ func build(ctx context.Context, c *config.Config, m *metrics.Metrics, before map
 	keks := map[string]keys.KEK{}
 	for i, k := range c.Keys {
 		kek, ok := before[k.Fingerprint()]
-		if !ok {
+		if !ok || k.LocalFile != nil { // a keyset may have new keys under the same path
 			var err error
 			if kek, err = provider(ctx, k); err != nil {
 				problems = append(problems, problemOf(c, fmt.Sprintf("keys[%d]", i), k.Name, err))

@@ -6,6 +6,7 @@
 package health
 
 import (
+	"errors"
 	"math"
 	"sync"
 	"time"
@@ -39,6 +40,8 @@ const (
 	Degraded State = "degraded" // failing, but still served
 	Closed   State = "closed"
 )
+
+var errLongAgo = errors.New("the last good answer of its KMS is longer ago than health.maxOutage")
 
 const never = time.Duration(math.MaxInt64)
 
@@ -128,8 +131,11 @@ func (m *Machine) Verdict() Verdict {
 	v.SealShut = now >= denyAt || outage && v.SinceOK >= m.limits.MaxOutage
 	v.OpenShut = now >= denyAt || outage && v.SinceOK >= m.limits.MaxOutageDecrypt
 	v.Wipe = denyAt != never && now >= denyAt+m.limits.WipeAfter || outage && v.SinceOK >= m.limits.MaxOutageDecrypt
-	if now >= denyAt {
+	switch {
+	case now >= denyAt:
 		v.Class = denyClass
+	case v.SealShut && v.Err == nil: // after a restart, before the first probe
+		v.Class, v.Err = keys.ClassOutage, errLongAgo
 	}
 	v.State = m.state(v)
 	return v

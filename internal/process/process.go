@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,15 +23,12 @@ func NoCore() error {
 }
 
 // Tune sets the runtime for the work there is: calls of some microseconds over
-// one connection. On one processor they cost no wake-up of another thread, and a
-// heap of a few MiB may grow two and a half times before it is collected. No memory limit is
-// set: near one the collector would take the time of a direct-mode herd. An
-// operator's GOMAXPROCS, GOGC or GOMEMLIMIT wins. Measured in docs/performance.md.
+// one connection. On one processor they cost no wake-up of another thread. The
+// collector stays as it is: a lazier one saves little time and breaks the bound
+// on memory in a cold start, a memory limit breaks a direct-mode one. An
+// operator's GOMAXPROCS wins. Measured in docs/performance.md.
 func Tune() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
-	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(150)
 	}
 }
