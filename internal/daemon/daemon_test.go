@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -422,6 +423,33 @@ func TestReload(t *testing.T) {
 		t.Errorf("after a start with a broken file: %v", err)
 	}
 	i.metric("kms_plugin_config_disk_differs 1")
+}
+
+// SIGHUP reloads at once and opens the audit log again after a rotation.
+func TestSIGHUP(t *testing.T) {
+	i := newInstance(t)
+	i.put(strings.Replace(i.base(), "reload: {interval: 100ms}", "reload: {interval: 1h}", 1))
+	i.start()
+	i.sealed()
+	if err := os.Rename(i.dir+"/audit.log", i.dir+"/audit.log.1"); err != nil {
+		t.Fatal(err)
+	}
+	i.put(strings.Replace(i.base(), "reload: {interval: 100ms}", "reload: {interval: 30m}", 1))
+	i.hup <- syscall.SIGHUP
+	i.eventually("reloaded", func() error {
+		if !strings.Contains(i.log.String(), "configuration reloaded") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	i.sealed()
+	i.eventually("the new audit log is written", func() error {
+		data, err := os.ReadFile(i.dir + "/audit.log")
+		if err == nil && !bytes.Contains(data, []byte(`"op":"encrypt"`)) {
+			err = errors.New("no record")
+		}
+		return err
+	})
 }
 
 func TestFirstStartRefuses(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"kms-plugin.io/test/controlplane"
 )
@@ -36,6 +37,7 @@ type Row struct {
 type bench struct {
 	dir, binary string
 	rounds      int
+	outageTime  time.Duration
 	rows        []Row
 }
 
@@ -71,7 +73,10 @@ func run(rounds int, gates bool, out string) error {
 	}
 	defer os.RemoveAll(dir)
 	ctx := context.Background()
-	b := &bench{dir: dir, rounds: rounds}
+	b := &bench{dir: dir, rounds: rounds, outageTime: time.Minute}
+	if gates {
+		b.outageTime = 15 * time.Second
+	}
 	if b.binary, err = controlplane.BuildPlugin(ctx, os.Stderr, dir); err != nil {
 		return err
 	}

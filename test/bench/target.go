@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,6 +30,7 @@ type target struct {
 	cmd    *exec.Cmd
 	conn   *grpc.ClientConn
 	kms    kmsapi.KeyManagementServiceClient
+	log    string
 	accept time.Duration // from start to the first accepted connection
 	sealed *kmsapi.EncryptResponse
 }
@@ -75,6 +79,7 @@ type pluginOptions struct {
 	arn      string
 	wrapping string
 	tls      bool
+	probe    string // interval, default 60s
 }
 
 func startPlugin(dir, binary, name string, o pluginOptions) (*target, error) {
@@ -91,20 +96,25 @@ func startPlugin(dir, binary, name string, o pluginOptions) (*target, error) {
 	}
 	t := &target{name: name, socket: filepath.Join(home, "kms.sock")}
 	config := filepath.Join(home, "config.yaml")
+	if o.probe == "" {
+		o.probe = "60s"
+	}
 	if err := os.WriteFile(config, fmt.Appendf(nil, `apiVersion: kms-plugin.io/v1
 kind: KMSPluginConfiguration
 clusterID: %s
 socket: {path: %s}
 stateDir: %s
-listenAddress: ""
+listenAddress: 127.0.0.1:0
+probe: {interval: %s}
 wrapping: %s
 audit: {path: %s/audit.log}
 keys:
 - {name: prod, role: write, awskms: {keyARN: "%s", endpoint: "%s", caBundle: "%s"}}
-`, clusterID, t.socket, home, o.wrapping, home, o.arn, o.cloud.URL(), bundle), 0o600); err != nil {
+`, clusterID, t.socket, home, o.probe, o.wrapping, home, o.arn, o.cloud.URL(), bundle), 0o600); err != nil {
 		return nil, err
 	}
-	log, err := os.Create(filepath.Join(home, "log"))
+	t.log = filepath.Join(home, "log")
+	log, err := os.Create(t.log)
 	if err != nil {
 		return nil, err
 	}
@@ -198,4 +208,30 @@ func (t *target) memory(field string) float64 {
 func poll(d time.Duration) {
 	timer := time.NewTimer(d)
 	<-timer.C
+}
+
+var httpAddress = regexp.MustCompile(`"http":"([^"]+)"`)
+
+// shows waits until the metrics hold a line and returns how long that took.
+func (t *target) shows(line string, patience time.Duration) (time.Duration, error) {
+	for begun := time.Now(); ; poll(20 * time.Millisecond) {
+		log, err := os.ReadFile(t.log)
+		if err != nil {
+			return 0, err
+		}
+		if m := httpAddress.FindSubmatch(log); m != nil {
+			resp, err := http.Get("http://" + string(m[1]) + "/metrics")
+			if err != nil {
+				return 0, err
+			}
+			body, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err == nil && strings.Contains(string(body), line) {
+				return time.Since(begun), nil
+			}
+		}
+		if time.Since(begun) > patience {
+			return 0, fmt.Errorf("%s does not show %s within %s", t.name, line, patience)
+		}
+	}
 }
