@@ -7,24 +7,39 @@ package boottime
 import (
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Clock counts from its creation. It runs on the runtime's monotonic clock plus
-// the time suspended since, so that testing/synctest can drive it.
+// the time suspended since, so that testing/synctest can drive it. Safe for
+// concurrent use.
 type Clock struct {
 	start     time.Time
-	suspended time.Duration
+	suspended time.Duration // at start
+	looked    atomic.Int64  // when the suspension was last looked at, on this clock
+	slept     atomic.Int64  // the time suspended since start, as of then
 }
+
+// lookEvery bounds how late a suspension is noticed. Looking costs two system
+// calls, and every RPC asks for the time.
+const lookEvery = time.Second
 
 // New starts a clock.
 func New() *Clock { return &Clock{start: time.Now(), suspended: suspended()} }
 
-// Now is the time since New. It never goes backwards.
+// Now is the time since New, at most a second behind after a suspension. It
+// never goes backwards.
 func (c *Clock) Now() time.Duration {
-	return time.Since(c.start) + suspended() - c.suspended
+	awake := time.Since(c.start)
+	if looked := c.looked.Load(); awake-time.Duration(looked) >= lookEvery && c.looked.CompareAndSwap(looked, int64(awake)) {
+		if slept := suspended() - c.suspended; int64(slept) > c.slept.Load() {
+			c.slept.Store(int64(slept))
+		}
+	}
+	return awake + time.Duration(c.slept.Load())
 }
 
 // suspended is how long the machine slept since boot.
