@@ -222,8 +222,19 @@ func TestQuotaAndCounts(t *testing.T) {
 	if throttled < 6 || throttled > 7 {
 		t.Errorf("%d of 10 calls throttled with a burst of 3", throttled)
 	}
-	if n := s.Calls(); n.Ops["Encrypt"] != 10 || n.Principals["default"] != 10 || n.Connections != 1 || len(s.Requests()) != 10 {
+	if n := s.Calls(); n.Ops["Encrypt"] != 10 || n.Principals["default"] != 10 || len(s.Requests()) != 10 {
 		t.Errorf("counts %+v", n)
+	} else if before := n.Connections; before < 1 || before > 10 {
+		t.Errorf("10 calls one after the other used %d connections", before)
+	} else {
+		// A client on a transport of its own cannot use a connection again.
+		other := &http.Transport{}
+		defer other.CloseIdleConnections()
+		c := kms.New(c.Options(), func(o *kms.Options) { o.HTTPClient = &http.Client{Transport: other} })
+		_, _ = c.DescribeKey(t.Context(), &kms.DescribeKeyInput{KeyId: &arn})
+		if after := s.Calls().Connections; after != before+1 {
+			t.Errorf("one new connection counts as %d", after-before)
+		}
 	}
 }
 
