@@ -4,6 +4,7 @@
 package audit
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,6 +41,10 @@ type Config struct {
 // maxPending bounds the bytes that wait for the disk: some ten thousand records.
 const maxPending = 4 << 20
 
+// maxField bounds what a caller's uid or a cloud's message can add to a line, in
+// bytes. Everything we make ourselves is shorter.
+const maxField = 1 << 10
+
 // Log is safe for concurrent use.
 type Log struct {
 	config   Config
@@ -53,6 +58,7 @@ type Log struct {
 
 	mu   sync.Mutex
 	file *os.File
+	torn bool // the last write ended within a line
 }
 
 // Open opens or creates the file, mode 0600. Run must run for records to be
@@ -79,7 +85,7 @@ func (l *Log) Reopen() error {
 	if l.file != nil {
 		_ = l.file.Close() // every write to it is done
 	}
-	l.file = f
+	l.file, l.torn = f, false // openAppend closed an open line
 	return nil
 }
 
@@ -123,32 +129,47 @@ func endLine(f *os.File, size int64) error {
 // Record takes one record, whose time and number it sets. With Refuse it has
 // been given to the kernel when Record returns nil; otherwise it is queued, never
 // waits for the disk and never fails: a full queue drops it, counts and tells
-// OnError.
+// OnError. Fields longer than maxField are cut.
 func (l *Log) Record(r Record) error {
 	if l == nil || l.config.Path == "" {
 		return nil
 	}
-	r.Time = time.Now().UTC()
+	if l.config.Refuse {
+		return l.writeNow(r)
+	}
 	l.pendingMu.Lock()
-	l.seq++
-	r.Seq = l.seq
 	full := len(l.pending) > maxPending
 	if !full {
-		l.pending = append(r.append(l.pending), '\n')
+		l.pending = l.encode(l.pending, r)
 	}
 	l.pendingMu.Unlock()
-	switch {
-	case full:
-		_ = l.failed(fmt.Errorf("audit queue of %d bytes is full, a record is lost", maxPending))
-	case l.config.Refuse:
-		return l.flush()
+	if full {
+		l.failed(1, fmt.Errorf("audit queue of %d bytes is full, a record is lost", maxPending))
+		return nil
+	}
+	select {
+	case l.wake <- struct{}{}:
 	default:
-		select {
-		case l.wake <- struct{}{}:
-		default:
-		}
 	}
 	return nil
+}
+
+// writeNow answers for its own record alone, so that nobody takes the loss of
+// another's for a success.
+func (l *Log) writeNow(r Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pendingMu.Lock()
+	l.spare = l.encode(l.spare[:0], r)
+	l.pendingMu.Unlock()
+	return l.failed(1, l.write(l.spare))
+}
+
+// encode numbers a record and appends its line; the caller holds pendingMu.
+func (l *Log) encode(b []byte, r Record) []byte {
+	l.seq++
+	r.Seq, r.Time = l.seq, time.Now().UTC()
+	return append(r.append(b), '\n')
 }
 
 // Run writes queued records until ctx ends and the queue is empty.
@@ -172,18 +193,31 @@ func (l *Log) flush() error {
 	out := l.pending
 	l.pending, l.spare = l.spare[:0], nil
 	l.pendingMu.Unlock()
-	var err error
-	switch {
-	case len(out) == 0:
-	case l.file == nil:
-		err = errors.New("audit log is closed")
-	default:
-		_, err = l.file.Write(out)
-	}
+	err := l.write(out)
 	if cap(out) <= keepBuffer {
 		l.spare = out
 	}
-	return l.failed(err)
+	return l.failed(bytes.Count(out, []byte{'\n'}), err)
+}
+
+// write appends whole lines; the caller holds mu. A full disk may cut a line:
+// the next one then starts on a line of its own.
+func (l *Log) write(lines []byte) error {
+	if len(lines) == 0 {
+		return nil
+	}
+	if l.file == nil {
+		return errors.New("audit log is closed")
+	}
+	if l.torn {
+		if _, err := l.file.Write([]byte{'\n'}); err != nil {
+			return err
+		}
+		l.torn = false
+	}
+	n, err := l.file.Write(lines)
+	l.torn = err != nil && n > 0 && lines[n-1] != '\n'
+	return err
 }
 
 // keepBuffer is how large a buffer may stay in memory after a burst.
@@ -211,6 +245,9 @@ func appendField(b []byte, name, value string, always bool) []byte {
 	if value == "" && !always {
 		return b
 	}
+	if len(value) > maxField {
+		value = value[:maxField] + "..."
+	}
 	b = append(append(append(b, ',', '"'), name...), '"', ':')
 	if plain(value) {
 		return append(append(append(b, '"'), value...), '"')
@@ -232,9 +269,9 @@ func plain(s string) bool {
 	return true
 }
 
-func (l *Log) failed(err error) error {
+func (l *Log) failed(records int, err error) error {
 	if err != nil {
-		l.failures.Add(1)
+		l.failures.Add(uint64(records))
 		if l.config.OnError != nil {
 			l.config.OnError(err)
 		}

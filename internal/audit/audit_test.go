@@ -7,11 +7,15 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"kms-plugin.io/internal/audit"
@@ -79,13 +83,74 @@ func TestQueuedRecordsAreWrittenInOrder(t *testing.T) {
 func TestFullQueueDropsAndCounts(t *testing.T) {
 	told := 0
 	l := open(t, audit.Config{Path: filepath.Join(t.TempDir(), "a"), OnError: func(error) { told++ }})
-	for range 50 {
-		if err := l.Record(audit.Record{Op: "decrypt", Error: strings.Repeat("x", 100<<10)}); err != nil {
+	for range 5000 {
+		if err := l.Record(audit.Record{Op: "decrypt", Error: strings.Repeat("x", 1000)}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if l.Failures() == 0 || l.Failures() > 12 || told != int(l.Failures()) {
-		t.Errorf("%d failures counted, %d told; want some, for 5 MB do not fit", l.Failures(), told)
+	if l.Failures() < 800 || l.Failures() > 1200 || told != int(l.Failures()) {
+		t.Errorf("%d failures counted, %d told; want some 1000, for only 4 MB fit", l.Failures(), told)
+	}
+}
+
+// What a caller sends as its uid costs at most a kilobyte of the queue.
+func TestHugeFieldIsCut(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l := open(t, audit.Config{Path: path, Refuse: true})
+	if err := l.Record(audit.Record{Op: "decrypt", UID: strings.Repeat("ü", 1<<20), Outcome: "ok"}); err != nil {
+		t.Fatal(err)
+	}
+	got := lines(t, path)
+	if len(got) != 1 || len(got[0].UID) > 1100 || !strings.HasSuffix(got[0].UID, "...") || got[0].Outcome != "ok" {
+		t.Errorf("%d records, uid of %d bytes", len(got), len(got[0].UID))
+	}
+}
+
+// Each caller learns the fate of its own record, whoever else is writing.
+func TestRefuseAnswersForTheCallersOwnRecord(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l := open(t, audit.Config{Path: path, Refuse: true})
+	var good atomic.Int64
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 500 {
+				if l.Record(audit.Record{Op: "encrypt", Outcome: "ok"}) == nil {
+					good.Add(1)
+				}
+			}
+		})
+	}
+	all.Go(func() { _ = l.Close() })
+	all.Wait()
+	if n := len(lines(t, path)); n != int(good.Load()) || 4000-n != int(l.Failures()) {
+		t.Errorf("%d lines in the file, %d were promised, %d failures counted", n, good.Load(), l.Failures())
+	}
+}
+
+// A disk that fills up cuts a line; the next record has a line of its own.
+func TestLineCutByAFullDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l := open(t, audit.Config{Path: path, Refuse: true})
+	signal.Ignore(syscall.SIGXFSZ)
+	defer signal.Reset(syscall.SIGXFSZ)
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: 30, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	err := l.Record(audit.Record{Op: "encrypt"})
+	if errors.Join(syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old)) != nil || err == nil {
+		t.Fatalf("a record of which 30 bytes were written is not on disk, Record said %v", err)
+	}
+	if err := l.Record(audit.Record{Op: "decrypt"}); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil || bytes.Count(data, []byte("\n")) != 2 || !strings.Contains(string(data[30:]), "\n{") || !bytes.HasSuffix(data, []byte("}\n")) {
+		t.Errorf("file is %q, %v", data, err)
 	}
 }
 
@@ -161,7 +226,7 @@ func TestOpenRefuses(t *testing.T) {
 func TestEncodingIsThatOfJSON(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	l := open(t, audit.Config{Path: path, Refuse: true})
-	for _, s := range []string{"", "plain", "a\"b\\c", "<&>", "\x00\n\t", "ü\u2028", strings.Repeat("x", 5000)} {
+	for _, s := range []string{"", "plain", "a\"b\\c", "<&>", "\x00\n\t", "ü\u2028", strings.Repeat("x", 1000)} {
 		if err := l.Record(audit.Record{Op: s, UID: s, KeyID: s, KEK: s, LocalKEK: s, RequestID: s, Outcome: s, Error: s}); err != nil {
 			t.Fatal(err)
 		}
