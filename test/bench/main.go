@@ -55,18 +55,19 @@ func main() {
 	rounds := flag.Int("rounds", 6, "rounds of the timing figures")
 	gates := flag.Bool("gates", false, "only the exact figures, and fail if one misses")
 	out := flag.String("json", "", "file for the figures as JSON")
+	only := flag.String("only", "", "a part alone: timing, herds, direct, outage or coldstart")
 	flag.Parse()
 	if *floor != "" {
 		fmt.Fprintln(os.Stderr, serveFloor(*floor))
 		os.Exit(1)
 	}
-	if err := run(*rounds, *gates, *out); err != nil {
+	if err := run(*rounds, *gates, *only, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: error:", err)
 		os.Exit(1)
 	}
 }
 
-func run(rounds int, gates bool, out string) error {
+func run(rounds int, gates bool, only, out string) error {
 	dir, err := os.MkdirTemp("", "kb")
 	if err != nil {
 		return err
@@ -81,12 +82,15 @@ func run(rounds int, gates bool, out string) error {
 		return err
 	}
 	fmt.Println("| figure | measured | noise (floor again) | target | |\n|---|---|---|---|---|")
-	steps := []func(context.Context) error{b.size, b.herds, b.direct, b.outage, b.coldStart}
-	if !gates {
-		steps = slices.Insert(steps, 0, b.timing)
-	}
+	steps := []struct {
+		name string
+		run  func(context.Context) error
+	}{{"timing", b.timing}, {"size", b.size}, {"herds", b.herds}, {"direct", b.direct}, {"outage", b.outage}, {"coldstart", b.coldStart}}
 	for _, step := range steps {
-		if err := step(ctx); err != nil {
+		if gates && step.name == "timing" || only != "" && only != step.name {
+			continue
+		}
+		if err := step.run(ctx); err != nil {
 			return err
 		}
 	}
