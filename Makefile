@@ -36,6 +36,7 @@ lint:
 fuzz: ## ten minutes for each parser
 	$(GO) test -run '^$$' -fuzz FuzzParse -fuzztime 10m ./internal/envelope
 	$(GO) test -run '^$$' -fuzz FuzzParse -fuzztime 10m ./internal/config
+	$(GO) test -run '^$$' -fuzz FuzzSplitKeyID -fuzztime 10m ./pkg/keys
 
 clean:
 	rm -rf bin

@@ -27,6 +27,8 @@ var ErrFound = errors.New("problems were found")
 // usageError is a command line that makes no sense.
 type usageError struct{ error }
 
+func (u usageError) Unwrap() error { return u.error }
+
 // Usage marks an error as one of the command line.
 func Usage(err error) error { return usageError{err} }
 

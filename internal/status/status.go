@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"sort"
@@ -80,7 +81,11 @@ func ask(ctx context.Context, socket string) (Report, error) {
 	if err := reachable(socket); err != nil {
 		return r, err
 	}
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
+	// Not unix:// and the path: a path is no URL, and may hold any character.
+	dial := func(ctx context.Context, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}
+	conn, err := grpc.NewClient("passthrough:///socket", grpc.WithContextDialer(dial), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
 	if err != nil {
 		return r, err
 	}
@@ -141,7 +146,13 @@ func scrape(ctx context.Context, address string) (*Plugin, error) {
 }
 
 func decode(f map[string]*dto.MetricFamily) *Plugin {
-	value := func(name string) float64 { return f[name].GetMetric()[0].GetGauge().GetValue() }
+	// A plugin of another version may not have them all.
+	value := func(name string) float64 {
+		if m := f[name].GetMetric(); len(m) > 0 {
+			return m[0].GetGauge().GetValue()
+		}
+		return 0
+	}
 	p := &Plugin{Ready: value("kms_plugin_ready") == 1, DiskDiffers: value("kms_plugin_config_disk_differs") == 1, LocalKEKs: int(value("kms_plugin_local_keks"))}
 	byName := map[string]*Key{}
 	for _, m := range f["kms_plugin_key_state"].GetMetric() {

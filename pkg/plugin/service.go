@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -106,8 +107,10 @@ func (s *Service) Status(context.Context, *kmsapi.StatusRequest) (*kmsapi.Status
 func (s *Service) Encrypt(ctx context.Context, r *kmsapi.EncryptRequest) (*kmsapi.EncryptResponse, error) {
 	seed := keys.Secret(r.GetPlaintext())
 	defer seed.Destroy()
+	call := Call{Op: "encrypt", UID: safeUID(r.GetUid())}
+	defer s.auditPanic(&call)
 	sealed, err := s.seal(ctx, r, seed)
-	call := Call{Op: "encrypt", UID: safeUID(r.GetUid()), KeyID: sealed.KeyID, Detail: sealed.Detail, Err: err}
+	call.KeyID, call.Detail, call.Err = sealed.KeyID, sealed.Detail, err
 	if err := s.finish(call); err != nil {
 		return nil, err
 	}
@@ -130,8 +133,10 @@ func (s *Service) seal(ctx context.Context, r *kmsapi.EncryptRequest, seed keys.
 
 // Decrypt opens a DEK seed.
 func (s *Service) Decrypt(ctx context.Context, r *kmsapi.DecryptRequest) (*kmsapi.DecryptResponse, error) {
+	call := Call{Op: "decrypt", UID: safeUID(r.GetUid()), KeyID: safeKeyID(r.GetKeyId())}
+	defer s.auditPanic(&call)
 	seed, detail, err := s.open(ctx, r)
-	call := Call{Op: "decrypt", UID: safeUID(r.GetUid()), KeyID: safeKeyID(r.GetKeyId()), Detail: detail, Err: err}
+	call.Detail, call.Err = detail, err
 	if err := s.finish(call); err != nil {
 		seed.Destroy()
 		return nil, err
@@ -152,6 +157,19 @@ func (s *Service) open(ctx context.Context, r *kmsapi.DecryptRequest) (keys.Secr
 		return nil, detail, fmt.Errorf("%w: what opened has %d bytes, a DEK seed has %d", keys.ErrContradiction, len(seed), seedSize)
 	}
 	return seed, detail, nil
+}
+
+// errPanic is what the audit log says of a call that ended in a panic.
+var errPanic = errors.New("panic")
+
+// auditPanic records a call that ends in a panic, which the interceptor then
+// answers: it may have opened a seed, and no such call goes unrecorded.
+func (s *Service) auditPanic(c *Call) {
+	if p := recover(); p != nil {
+		c.Err = errPanic
+		_ = s.auditor.Audit(*c) // the call fails in any case
+		panic(p)
+	}
 }
 
 // finish audits a call and gives the error to answer with, if any.

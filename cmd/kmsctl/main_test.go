@@ -1,0 +1,172 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	kmsapi "k8s.io/kms/apis/v2"
+
+	"kms-plugin.io/internal/cli"
+)
+
+// asProgram makes the test binary be kmsctl: exit codes and argv[0] are real.
+const asProgram = "KMSCTL_TEST_RUN_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// program runs kmsctl under a name and gives what a person sees.
+func program(t *testing.T, arg0 string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), exe)
+	cmd.Args = append([]string{arg0}, args...)
+	cmd.Env = append(os.Environ(), asProgram+"=1")
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// command is the same without the price of a process.
+func command(args ...string) (stdout, stderr string, code int) {
+	var out, errs bytes.Buffer
+	err := run(context.Background(), "kmsctl", args, &out, &errs)
+	cli.Print(&errs, "kmsctl", err)
+	return out.String(), errs.String(), cli.ExitCode(err)
+}
+
+// plugin answers Status.
+type plugin struct {
+	kmsapi.UnimplementedKeyManagementServiceServer
+	err error
+}
+
+func (p plugin) Status(context.Context, *kmsapi.StatusRequest) (*kmsapi.StatusResponse, error) {
+	return &kmsapi.StatusResponse{Version: "v2", Healthz: "ok", KeyId: "prod:00"}, p.err
+}
+
+func serve(t *testing.T, p plugin) (socket string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket = filepath.Join(dir, "k")
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	kmsapi.RegisterKeyManagementServiceServer(srv, p)
+	go func() { _ = srv.Serve(ln) }()
+	t.Cleanup(srv.Stop)
+	return socket
+}
+
+func TestCommandLine(t *testing.T) {
+	good := serve(t, plugin{})
+	bad := serve(t, plugin{err: status.Error(codes.PermissionDenied, "closed")})
+	for _, c := range []struct {
+		name           string
+		args           []string
+		code           int
+		stdout, stderr string // in the output; "" demands none
+	}{
+		{"no command", nil, cli.ExitOK, "Usage:", ""},
+		{"help", []string{"--help"}, cli.ExitOK, "status", ""},
+		{"version", []string{"version"}, cli.ExitOK, "kmsctl " + cli.Version() + "\n", ""},
+		{"--version", []string{"--version"}, cli.ExitOK, "kmsctl " + cli.Version() + "\n", ""},
+		{"version of what", []string{"version", "x"}, cli.ExitUsage, "", "kmsctl: error: unknown command"},
+		{"unknown command", []string{"rotat"}, cli.ExitUsage, "", "kmsctl: error: unknown command \"rotat\""},
+		{"unknown flag", []string{"status", "--bogus"}, cli.ExitUsage, "", "kmsctl: error: unknown flag: --bogus\nhint: kmsctl --help\n"},
+		{"flag without value", []string{"status", "--socket"}, cli.ExitUsage, "", "flag needs an argument"},
+		{"argument", []string{"status", good}, cli.ExitUsage, "", "unknown command"},
+		{"output", []string{"status", "--socket", good, "-o", "yaml"}, cli.ExitUsage, "", "kmsctl: error: -o \"yaml\" is neither text nor json\nhint: kmsctl --help\n"},
+		{"healthy", []string{"status", "--socket", good}, cli.ExitOK, "KEY_ID       prod:00\n", ""},
+		{"unhealthy", []string{"status", "--socket", bad}, cli.ExitFound, "STATUS  ERROR PermissionDenied: closed\n", ""},
+		{"unhealthy JSON", []string{"status", "--socket", bad, "-o", "json"}, cli.ExitFound, `"error": "PermissionDenied: closed"`, ""},
+		{"no socket", []string{"status", "--socket", good + "x"}, cli.ExitFailed, "", "kmsctl: error: there is no socket \"" + good + "x\"\nhint: is the plugin running"},
+		{"wrong metrics", []string{"status", "--socket", good, "--metrics", "127.0.0.1:x"}, cli.ExitFailed, "", "hint: compare --metrics"},
+	} {
+		out, errs, code := command(c.args...)
+		if code != c.code || !strings.Contains(out, c.stdout) || !strings.Contains(errs, c.stderr) ||
+			(c.stdout == "") != (out == "") || (c.stderr == "") != (errs == "") {
+			t.Errorf("%s: code %d, stdout %q, stderr %q; want code %d, %q, %q", c.name, code, out, errs, c.code, c.stdout, c.stderr)
+		}
+	}
+}
+
+// What a script sees of the real program.
+func TestExitCodes(t *testing.T) {
+	bad := serve(t, plugin{err: status.Error(codes.PermissionDenied, "closed")})
+	out, errs, code := program(t, "/usr/local/bin/kmsctl", "status", "--socket", bad)
+	if code != cli.ExitFound || errs != "" || !strings.Contains(out, "ERROR PermissionDenied: closed") {
+		t.Errorf("unhealthy: code %d, stdout %q, stderr %q; want code %d", code, out, errs, cli.ExitFound)
+	}
+	out, errs, code = program(t, "/usr/local/bin/kmsctl", "status", "--socket", bad+"x")
+	if code != cli.ExitFailed || out != "" || !strings.HasPrefix(errs, "kmsctl: error: there is no socket") {
+		t.Errorf("no socket: code %d, stdout %q, stderr %q; want code %d", code, out, errs, cli.ExitFailed)
+	}
+}
+
+func TestStatusJSON(t *testing.T) {
+	socket := serve(t, plugin{})
+	out, _, code := program(t, "kmsctl", "status", "--socket", socket, "--output", "json")
+	var r struct {
+		Socket  string
+		Healthy bool
+		KeyID   string
+	}
+	if err := json.Unmarshal([]byte(out), &r); err != nil || code != cli.ExitOK || !r.Healthy || r.KeyID != "prod:00" || r.Socket != socket {
+		t.Errorf("code %d, %v: %s", code, err, out)
+	}
+	if !strings.HasSuffix(out, "}\n") || !strings.Contains(out, "\n  \"healthy\"") {
+		t.Errorf("not for people to read: %q", out)
+	}
+}
+
+func TestProgramName(t *testing.T) {
+	for arg0, want := range map[string]string{
+		"kmsctl": "kmsctl", "/usr/bin/kmsctl": "kmsctl", "./other": "kmsctl", "": "kmsctl",
+		"kubectl-kms": "kubectl kms", "/home/a/.krew/bin/kubectl-kms": "kubectl kms", "/opt/kubectl-x/kmsctl": "kmsctl", "kubectl": "kmsctl",
+	} {
+		if got := programName(arg0); got != want {
+			t.Errorf("programName(%q) = %q, want %q", arg0, got, want)
+		}
+	}
+}
+
+// As a kubectl plugin it speaks of itself as the user called it.
+func TestAsKubectlPlugin(t *testing.T) {
+	out, _, code := program(t, "/home/a/bin/kubectl-kms", "status", "--help")
+	if code != cli.ExitOK || !strings.Contains(out, "kubectl kms status --socket PATH") || strings.Contains(out, "kmsctl") {
+		t.Errorf("help has code %d: %s", code, out)
+	}
+	_, errs, code := program(t, "kubectl-kms", "rotat")
+	if want := "kubectl kms: error: unknown command \"rotat\" for \"kubectl kms\"\nhint: kubectl kms --help\n"; code != cli.ExitUsage || errs != want {
+		t.Errorf("code %d, stderr %q; want %q", code, errs, want)
+	}
+}
