@@ -62,8 +62,7 @@ func TestSecretIsNotFormatted(t *testing.T) {
 		for _, verb := range strings.Fields("%v %+v %#v %s %q %+q %x %X %#x %d %o %b %c %U %08b %-5s %10.3x %t %e") {
 			mustHide(t, name+" with "+verb, fmt.Sprintf(verb, v))
 		}
-		format := "no verb"
-		mustHide(t, name+" without a verb", fmt.Sprintf(format, v))
+		mustHide(t, name+" as an argument too many", fmt.Sprintf(strings.Repeat("-", 1), v))
 		mustHide(t, name+" with Sprint", fmt.Sprint(v))
 		mustHide(t, name+" with Sprintln", fmt.Sprintln("x", v))
 		mustHide(t, name+" in an error", fmt.Errorf("seal %v: %w", v, errors.New("x")).Error())
