@@ -127,10 +127,17 @@ func Parse(data []byte) (*Config, error) {
 		return nil, errors.New("no resources")
 	}
 	c := &Config{rules: map[stored.GroupResource]*Rule{}}
+	names := map[string]bool{}
 	for i, r := range f.Resources {
 		providers, err := providersOf(r.Providers)
 		if err != nil {
 			return nil, fmt.Errorf("resources[%d]: %w", i, err)
+		}
+		for _, p := range providers {
+			if p.Kind == stored.KMSv2 && names[p.Name] {
+				return nil, fmt.Errorf("resources[%d]: the name %q of a kms provider stands twice", i, p.Name)
+			}
+			names[p.Name] = names[p.Name] || p.Kind == stored.KMSv2
 		}
 		if len(r.Resources) == 0 {
 			return nil, fmt.Errorf("resources[%d]: no resources", i)

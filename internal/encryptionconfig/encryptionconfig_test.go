@@ -81,6 +81,7 @@ func TestParseRefuses(t *testing.T) {
 		"unknown field":   {head + "resources: [{resources: [secrets], providers: [{rot13: {}}]}]", "rot13"},
 		"no name":         {head + "resources: [{resources: [secrets], providers: [{kms: {apiVersion: v2, endpoint: b}}]}]", "no name"},
 		"colon":           {head + "resources: [{resources: [secrets], providers: [{kms: {apiVersion: v2, name: 'a:b', endpoint: b}}]}]", "colon"},
+		"twice":           {head + "resources: [{resources: [secrets], providers: [{kms: {apiVersion: v2, name: a, endpoint: b}}]}, {resources: [pods], providers: [{kms: {apiVersion: v2, name: a, endpoint: b}}]}]", "stands twice"},
 		"no keys":         {head + "resources: [{resources: [secrets], providers: [{aescbc: {keys: []}}]}]", "without keys"},
 		"a star":          {head + "resources: [{resources: ['*'], providers: [{identity: {}}]}]", `"*"`},
 		"star group":      {head + "resources: [{resources: ['secrets.*'], providers: [{identity: {}}]}]", "secrets.*"},

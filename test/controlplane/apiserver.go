@@ -88,8 +88,11 @@ func (a *APIServer) WaitReady(ctx context.Context) error { return a.wait(ctx, "/
 func (a *APIServer) wait(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
+	ctx, ended := context.WithCancel(ctx)
+	defer ended()
 	err := Poll(ctx, 250*time.Millisecond, func(ctx context.Context) error {
 		if !a.Alive() {
+			ended()
 			return errors.New("kube-apiserver ended")
 		}
 		if err := a.trust(filepath.Join(a.CertDir, "apiserver.crt")); err != nil {

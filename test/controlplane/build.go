@@ -21,8 +21,9 @@ import (
 
 // Bin are the programs of a control plane.
 type Bin struct {
-	Etcd, APIServer, Kubectl string
-	Plugin                   string
+	Etcd, Etcdctl, Etcdutl                string
+	APIServer, ControllerManager, Kubectl string
+	Plugin, Kmsctl                        string // of this tree
 }
 
 // version is what the binaries say of themselves; unstamped ones say v0.0.0.
@@ -30,8 +31,11 @@ const version = "v1.37.2"
 
 var programs = []struct{ name, pkg string }{
 	{"etcd", "go.etcd.io/etcd/server/v3"},
+	{"etcdctl", "go.etcd.io/etcd/etcdctl/v3"},
+	{"etcdutl", "go.etcd.io/etcd/etcdutl/v3"},
 	{"kubectl", "k8s.io/kubernetes/cmd/kubectl"},
 	{"kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"},
+	{"kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"},
 }
 
 // Root is the directory of the repository.
@@ -47,19 +51,22 @@ func Build(ctx context.Context, progress io.Writer) (Bin, error) {
 	if err != nil {
 		return Bin{}, err
 	}
-	b := Bin{Etcd: filepath.Join(dir, "etcd"), APIServer: filepath.Join(dir, "kube-apiserver"), Kubectl: filepath.Join(dir, "kubectl")}
-	stamp := filepath.Join(dir, "complete")
-	if _, err := os.Stat(stamp); err != nil {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Bin{}, err
+	}
+	in := func(name string) string { return filepath.Join(dir, name) }
+	b := Bin{Etcd: in("etcd"), Etcdctl: in("etcdctl"), Etcdutl: in("etcdutl"),
+		APIServer: in("kube-apiserver"), ControllerManager: in("kube-controller-manager"), Kubectl: in("kubectl")}
+	for i, p := range programs {
+		if _, err := os.Stat(in(p.name)); err == nil {
+			continue
+		}
+		what := fmt.Sprintf("[%d/%d] building %s %s (once; minutes on a cold cache)", i+1, len(programs), p.name, versionOf(p.name))
+		half := in(p.name + ".part") // a build that was killed leaves no program
+		if err := goBuild(ctx, progress, what, filepath.Join(Root(), "test/tools/controlplane"), half, p.pkg, stampFlags()); err != nil {
 			return Bin{}, err
 		}
-		for i, p := range programs {
-			what := fmt.Sprintf("[%d/%d] building %s %s (once; minutes on a cold cache)", i+1, len(programs), p.name, versionOf(p.name))
-			if err := goBuild(ctx, progress, what, filepath.Join(Root(), "test/tools/controlplane"), filepath.Join(dir, p.name), p.pkg, stampFlags()); err != nil {
-				return Bin{}, err
-			}
-		}
-		if err := os.WriteFile(stamp, nil, 0o600); err != nil {
+		if err := os.Rename(half, in(p.name)); err != nil {
 			return Bin{}, err
 		}
 	}
@@ -68,12 +75,21 @@ func Build(ctx context.Context, progress io.Writer) (Bin, error) {
 
 // BuildPlugin builds the daemon of this tree.
 func BuildPlugin(ctx context.Context, progress io.Writer, dir string) (string, error) {
-	out := filepath.Join(dir, "kms-plugin")
-	return out, goBuild(ctx, progress, "building kms-plugin", Root(), out, "./cmd/kms-plugin", "-s -w")
+	return buildOurs(ctx, progress, dir, "kms-plugin")
+}
+
+// BuildKmsctl builds the operator's tool of this tree.
+func BuildKmsctl(ctx context.Context, progress io.Writer, dir string) (string, error) {
+	return buildOurs(ctx, progress, dir, "kmsctl")
+}
+
+func buildOurs(ctx context.Context, progress io.Writer, dir, name string) (string, error) {
+	out := filepath.Join(dir, name)
+	return out, goBuild(ctx, progress, "building "+name, Root(), out, "./cmd/"+name, "-s -w")
 }
 
 func versionOf(name string) string {
-	if name == "etcd" {
+	if strings.HasPrefix(name, "etcd") {
 		return "v3.7.3"
 	}
 	return version

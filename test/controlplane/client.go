@@ -124,3 +124,9 @@ func (c *Client) ListSecrets(ctx context.Context) ([]Secret, error) {
 	var out struct{ Items []Secret }
 	return out.Items, json.Unmarshal(body, &out)
 }
+
+// Create posts JSON to a path.
+func (c *Client) Create(ctx context.Context, path, json string) error {
+	_, err := c.do(ctx, http.MethodPost, path, []byte(json))
+	return err
+}

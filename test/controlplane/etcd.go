@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"time"
 )
@@ -75,26 +76,57 @@ func (e *Etcd) List(ctx context.Context, prefix string) ([]KV, error) {
 }
 
 func (e *Etcd) read(ctx context.Context, q map[string][]byte) ([]KV, error) {
+	var out struct{ KVs []KV }
+	err := e.call(ctx, "range", q, &out)
+	return out.KVs, err
+}
+
+// Put writes a value and returns its revision.
+func (e *Etcd) Put(ctx context.Context, key string, value []byte) (int64, error) {
+	var out struct {
+		Header struct {
+			Revision int64 `json:"revision,string"`
+		}
+	}
+	err := e.call(ctx, "put", map[string][]byte{"key": []byte(key), "value": value}, &out)
+	return out.Header.Revision, err
+}
+
+// Compact forgets the history before a revision.
+func (e *Etcd) Compact(ctx context.Context, revision int64) error {
+	return e.call(ctx, "compaction", map[string]any{"revision": revision, "physical": true}, &struct{}{})
+}
+
+func (e *Etcd) call(ctx context.Context, method string, q, out any) error {
 	body, err := json.Marshal(q)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.URL+"/v3/kv/range", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.URL+"/v3/kv/"+method, bytes.NewReader(body))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("etcd: %s: %s", resp.Status, data)
+		return fmt.Errorf("etcd: %s: %s", resp.Status, data)
 	}
-	var out struct{ KVs []KV }
-	return out.KVs, json.Unmarshal(data, &out)
+	return json.Unmarshal(data, out)
+}
+
+// RestoreEtcd makes a new etcd of a snapshot, with etcd's own tool.
+func RestoreEtcd(ctx context.Context, b Bin, dir, file string) (*Etcd, error) {
+	data := filepath.Join(dir, "etcd")
+	out, err := exec.CommandContext(ctx, b.Etcdutl, "snapshot", "restore", file, "--data-dir", data).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("etcdutl: %w: %s", err, out)
+	}
+	return StartEtcd(ctx, b, dir)
 }

@@ -36,6 +36,9 @@ func run(m *testing.M) int {
 	if err == nil {
 		bin.Plugin, err = controlplane.BuildPlugin(ctx, os.Stderr, dir)
 	}
+	if err == nil {
+		bin.Kmsctl, err = controlplane.BuildKmsctl(ctx, os.Stderr, dir)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

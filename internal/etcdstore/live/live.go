@@ -60,7 +60,7 @@ const (
 	firstLimit  = 64
 	minLimit    = 8
 	maxLimit    = 10_000
-	pageTimeout = 30 * time.Second
+	pageTimeout = 15 * time.Second
 	dialTimeout = 5 * time.Second
 	maxRestarts = 10
 )
@@ -291,7 +291,7 @@ func (p *pager) fetch(ctx context.Context) (*clientv3.GetResponse, error) {
 			return resp, nil
 		case status.Code(err) == codes.ResourceExhausted && p.limit > 1:
 			p.limit = max(p.limit/8, 1)
-		case ctx.Err() != nil, errors.Is(err, rpctypes.ErrCompacted), tries >= 2:
+		case ctx.Err() != nil, errors.Is(err, rpctypes.ErrCompacted), tries >= 1:
 			return nil, err
 		}
 	}
