@@ -35,6 +35,9 @@ func TestDaemonDoesNotLink(t *testing.T) {
 		"k8s.io/apiserver":                  "weight, and none of its code belongs near keys",
 		"k8s.io/apimachinery":               "the same",
 		"go.etcd.io/":                       "etcd is the API server's business",
+		"kms-plugin.io/internal/etcdstore":  "the same",
+		"github.com/jedib0t/go-pretty":      "tables are for people, and the daemon talks to none",
+		"github.com/schollz/progressbar":    "the same",
 		"kms-plugin.io/test":                "fakes never ship",
 		"kms-plugin.io/pkg/keys/keystest":   "neither do test suites",
 		"net/http/pprof":                    "it would show memory",
@@ -83,6 +86,14 @@ func forbidden(pkg, imp, us string) string {
 		return "a provider knows pkg/keys alone"
 	case strings.Contains(imp, "/aws-sdk-go-v2") && pkg != "pkg/keys/awskms":
 		return "the AWS SDK has one home, pkg/keys/awskms"
+	case strings.HasPrefix(imp, "go.etcd.io/bbolt") && pkg != "internal/etcdstore/snapshot":
+		return "snapshot files have one home, internal/etcdstore/snapshot"
+	case strings.HasPrefix(imp, "go.etcd.io/etcd") && pkg != "internal/etcdstore/live":
+		return "the etcd client has one home, internal/etcdstore/live"
+	case strings.HasPrefix(pkg, "internal/coverage") && strings.HasPrefix(own, "internal/etcdstore/"):
+		return "coverage takes any source, and does not know how etcd is reached"
+	case pkg == "internal/stored" && isOwn:
+		return "stored is syntax, and knows nobody"
 	case strings.HasPrefix(imp, "google.golang.org/grpc") && strings.HasPrefix(pkg, "pkg/keys"):
 		return "gRPC is not a matter of keys"
 	case isOwn && strings.HasPrefix(own, "cmd/"):

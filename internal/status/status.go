@@ -4,32 +4,22 @@ package status
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"net"
 	"net/http"
-	"os"
 	"sort"
-	"strings"
 	"text/tabwriter"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	grpcstatus "google.golang.org/grpc/status"
-	kmsapi "k8s.io/kms/apis/v2"
 
 	"kms-plugin.io/internal/cli"
+	"kms-plugin.io/internal/kmsclient"
 	"kms-plugin.io/internal/metrics"
 )
-
-// timeout is what kube-apiserver gives a call by default.
-const timeout = 3 * time.Second
 
 // Report is what `kmsctl status -o json` prints.
 type Report struct {
@@ -78,27 +68,18 @@ func Ask(ctx context.Context, socket, address string) (Report, error) {
 
 func ask(ctx context.Context, socket string) (Report, error) {
 	r := Report{Socket: socket}
-	if err := reachable(socket); err != nil {
-		return r, err
-	}
-	// Not unix:// and the path: a path is no URL, and may hold any character.
-	dial := func(ctx context.Context, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}
-	conn, err := grpc.NewClient("passthrough:///socket", grpc.WithContextDialer(dial), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
+	c, err := kmsclient.Dial(socket)
 	if err != nil {
 		return r, err
 	}
-	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+	defer c.Close()
 	begun := time.Now()
-	s, err := kmsapi.NewKeyManagementServiceClient(conn).Status(ctx, &kmsapi.StatusRequest{})
+	s, err := c.Status(ctx)
 	r.LatencyMS = float64(time.Since(begun).Microseconds()) / 1000
 	if err != nil {
-		st := grpcstatus.Convert(err)
-		if strings.Contains(st.Message(), "connection refused") {
-			return r, cli.WithHint(fmt.Errorf("nobody serves socket %q", socket), "start the plugin: systemctl status kms-plugin, or crictl ps")
+		st, isStatus := grpcstatus.FromError(err)
+		if !isStatus {
+			return r, err
 		}
 		r.Error = fmt.Sprintf("%s: %s", st.Code(), st.Message())
 		return r, nil
@@ -109,24 +90,8 @@ func ask(ctx context.Context, socket string) (Report, error) {
 	return r, nil
 }
 
-// reachable finds the faults that gRPC only reports as a missed deadline.
-func reachable(socket string) error {
-	info, err := os.Stat(socket)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return cli.WithHint(fmt.Errorf("there is no socket %q", socket), "is the plugin running, and is this socket.path of its configuration?")
-	case errors.Is(err, fs.ErrPermission):
-		return cli.WithHint(fmt.Errorf("socket %q may not be opened by this user", socket), "run it as root, or as the user of kube-apiserver")
-	case err != nil:
-		return err
-	case info.Mode().Type() != fs.ModeSocket:
-		return cli.WithHint(fmt.Errorf("%q is not a socket", socket), "give socket.path of the plugin's configuration")
-	}
-	return nil
-}
-
 func scrape(ctx context.Context, address string) (*Plugin, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, kmsclient.Timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
 	if err != nil {

@@ -171,7 +171,10 @@ func version(ctx context.Context, endpoint string, t *tls.Config) (string, error
 	}
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-	_, v, _ := strings.Cut(string(body), `"etcdserver":"`)
+	_, v, isEtcd := strings.Cut(string(body), `"etcdserver":"`)
+	if !isEtcd || resp.StatusCode != http.StatusOK {
+		return "", &Error{endpoint, fmt.Sprintf("it answers %s to /version, and not as etcd does", resp.Status), "give client URLs of etcd, with https if it has certificates"}
+	}
 	v, _, _ = strings.Cut(v, `"`)
 	return v, nil
 }
