@@ -94,6 +94,8 @@ func forbidden(pkg, imp, us string) string {
 		return "coverage takes any source, and does not know how etcd is reached"
 	case pkg == "internal/stored" && isOwn:
 		return "stored is syntax, and knows nobody"
+	case strings.HasPrefix(imp, "k8s.io/client-go") && pkg != "internal/kube" && pkg != "internal/canary" && pkg != "internal/rotation":
+		return "API servers are reached by internal/kube"
 	case strings.HasPrefix(imp, "google.golang.org/grpc") && strings.HasPrefix(pkg, "pkg/keys"):
 		return "gRPC is not a matter of keys"
 	case isOwn && strings.HasPrefix(own, "cmd/"):

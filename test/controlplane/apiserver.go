@@ -132,3 +132,21 @@ func serviceAccountKeys(dir string) error {
 		os.WriteFile(private, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw}), 0o600),
 		os.WriteFile(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}), 0o600))
 }
+
+// Kubeconfig writes one for the admin that trusts all these API servers; its
+// server is the first.
+func Kubeconfig(path string, servers ...*APIServer) error {
+	var ca []byte
+	for _, a := range servers {
+		crt, err := os.ReadFile(filepath.Join(a.CertDir, "apiserver.crt"))
+		if err != nil {
+			return err
+		}
+		ca = append(ca, crt...)
+	}
+	if err := os.WriteFile(path+".ca", ca, 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(path, fmt.Appendf(nil, `{"apiVersion":"v1","kind":"Config","current-context":"c","contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],
+"users":[{"name":"u","user":{"token":%q}}],"clusters":[{"name":"c","cluster":{"server":%q,"certificate-authority":%q}}]}`, token, servers[0].URL, path+".ca"), 0o600)
+}

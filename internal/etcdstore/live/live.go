@@ -319,3 +319,12 @@ func (e *Etcd) explain(ctx context.Context, err error) error {
 	}
 	return err
 }
+
+// Get reads one value from the quorum, nil if there is none.
+func (e *Etcd) Get(ctx context.Context, key string) ([]byte, error) {
+	r, err := e.client.Get(ctx, key)
+	if err != nil || len(r.Kvs) == 0 {
+		return nil, e.explain(ctx, err)
+	}
+	return r.Kvs[0].Value, nil
+}
