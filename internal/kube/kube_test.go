@@ -71,7 +71,7 @@ func TestConnectFails(t *testing.T) {
 		"a path":         {Config{Kubeconfig: path, Servers: []string{url + "/api"}}, "https://host:port"},
 		"the same twice": {Config{Kubeconfig: path, Servers: []string{url, url}}, "twice"},
 		"forbidden": {Config{Kubeconfig: func() string {
-			p, _ := kubeconfig(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", 403) })
+			p, _ := kubeconfig(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusForbidden) })
 			return p
 		}()}, "find the others"},
 	} {
