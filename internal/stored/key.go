@@ -11,6 +11,9 @@ type Key struct {
 	// Known is false for a resource that is neither a custom resource nor one
 	// of kube-apiserver 1.37: its group is a guess, and empty.
 	Known bool
+	// Place is how many segments below the prefix tell the resource; what follows
+	// is [namespace/]name.
+	Place int
 	// Outside keys are not below the prefix, and not kube-apiserver's.
 	Outside bool
 }
@@ -39,17 +42,17 @@ func ParseKey(key []byte, prefix string) Key {
 		two = rest[:len(first)+1+len(firstSegment(rest[len(first)+1:]))]
 	}
 	if g, ok := builtin[string(two)]; ok {
-		return Key{Resource: g, Known: true}
+		return Key{Resource: g, Known: true, Place: 1 + bytes.Count(two, []byte("/"))}
 	}
 	if g, ok := builtin[string(first)]; ok {
-		return Key{Resource: g, Known: true}
+		return Key{Resource: g, Known: true, Place: 1}
 	}
 	if exempt[string(first)] || exempt[string(two)] {
 		return Key{Resource: GroupResource{Resource: string(two[:exemptLen(first, two)])}, Exempt: true, Known: true}
 	}
 	if bytes.IndexByte(first, '.') >= 0 && len(two) > len(first)+1 {
 		// Groups of custom resources have a dot (apiextensions validation).
-		return Key{Resource: GroupResource{string(first), string(two[len(first)+1:])}, Known: true}
+		return Key{Resource: GroupResource{string(first), string(two[len(first)+1:])}, Known: true, Place: 2}
 	}
 	return Key{Resource: GroupResource{Resource: string(first)}}
 }
