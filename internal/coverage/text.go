@@ -183,3 +183,6 @@ func (p *printer) gates(r *Report) {
 func (p *printer) sample(indent string, f Sample) {
 	p.line("%s%s: %d %s, such as %s", indent, clean(f.Resource), f.Objects, clean(f.What), list(f.Keys))
 }
+
+// Printable is a text without what could speak to a terminal.
+func Printable(s string) string { return clean(s) }

@@ -87,7 +87,7 @@ func (o *observer) show(r custody.Report) {
 	o.SetReady(r.Ready == nil)
 	ks := make([]metrics.Key, 0, len(r.Keys))
 	for _, k := range r.Keys {
-		m := metrics.Key{Name: k.Name, Wrap: string(k.Wrap.State), Unwrap: string(k.Unwrap.State)}
+		m := metrics.Key{Name: k.Name, Role: string(k.Role), Active: k.Active, Wrap: string(k.Wrap.State), Unwrap: string(k.Unwrap.State)}
 		if k.Unwrap.HasGood {
 			m.LastGood = time.Now().Add(-k.Unwrap.SinceOK)
 		}

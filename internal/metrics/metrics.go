@@ -5,6 +5,7 @@ package metrics
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +21,7 @@ type Metrics struct {
 	cache       *prometheus.CounterVec
 	known       prometheus.Gauge
 	localKEK    *prometheus.GaugeVec
+	keyInfo     *prometheus.GaugeVec
 	keyState    *prometheus.GaugeVec
 	lastGood    *prometheus.GaugeVec
 	keyID       *prometheus.GaugeVec
@@ -50,6 +52,7 @@ func New(reg prometheus.Registerer, version string) *Metrics {
 		cache:       f.counter("local_kek_lookups_total", "How Decrypts found their local KEK: hit, miss (unwrapped), shared (waited for another's unwrap), failed-recently, refused.", "result"),
 		known:       f.gauge("local_keks", "Local KEKs in memory.").WithLabelValues(),
 		localKEK:    f.gauge("local_kek_info", "1 for each local KEK in memory, first 16 hex digits of its id; at most 256 are shown.", "local_kek"),
+		keyInfo:     f.gauge("key_info", "1 for each key of the configuration in force; active: its key_id is reported.", "key", "role", "active"),
 		keyState:    f.gauge("key_state", "1 for the present state of a key and operation, else 0: unknown, ok, degraded, closed.", "key", "op", "state"),
 		lastGood:    f.gauge("last_good_probe_timestamp_seconds", "When the prober last had a good answer for a key; absent if never.", "key"),
 		keyID:       f.gauge("key_id_hash_info", "1 for the reported key_id, hashed as kube-apiserver hashes it.", "key_id_hash"),
@@ -131,6 +134,8 @@ func (m *Metrics) RetiredOpen(key string) { m.retired.WithLabelValues(key).Inc()
 // Key is the state of one key.
 type Key struct {
 	Name         string
+	Role         string
+	Active       bool   // its key_id is reported
 	Wrap, Unwrap string // states
 	LastGood     time.Time
 }
@@ -140,9 +145,11 @@ var States = []string{"unknown", "ok", "degraded", "closed"}
 
 // SetKeys replaces what is known of all keys.
 func (m *Metrics) SetKeys(keys []Key) {
+	m.keyInfo.Reset()
 	m.keyState.Reset()
 	m.lastGood.Reset()
 	for _, k := range keys {
+		m.keyInfo.WithLabelValues(k.Name, k.Role, strconv.FormatBool(k.Active)).Set(1)
 		for op, now := range map[string]string{"wrap": k.Wrap, "unwrap": k.Unwrap} {
 			for _, s := range States {
 				m.keyState.WithLabelValues(k.Name, op, s).Set(oneIf(s == now))

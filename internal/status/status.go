@@ -41,11 +41,17 @@ type Plugin struct {
 	LocalKEKs   int    `json:"localKEKs"`
 	Keys        []Key  `json:"keys"`
 	Version     string `json:"version,omitempty"`
+	// KeyIDHash is of the key_id it reports; ConfigHash of the configuration in force.
+	KeyIDHash    string         `json:"keyIDHash,omitempty"`
+	ConfigHash   string         `json:"configHash,omitempty"`
+	RetiredOpens map[string]int `json:"retiredOpens,omitempty"` // seeds opened under retired keys since start
 }
 
 // Key is one key of the ring.
 type Key struct {
 	Name     string     `json:"name"`
+	Role     string     `json:"role,omitempty"`
+	Active   bool       `json:"active,omitempty"` // its key_id is reported
 	Wrap     string     `json:"wrap"`
 	Unwrap   string     `json:"unwrap"`
 	LastGood *time.Time `json:"lastGoodProbe,omitempty"`
@@ -58,7 +64,7 @@ func Ask(ctx context.Context, socket, address string) (Report, error) {
 	if err != nil || address == "" {
 		return r, err
 	}
-	p, err := scrape(ctx, address)
+	p, err := Scrape(ctx, address)
 	if err != nil {
 		return r, cli.WithHint(err, "compare --metrics with listenAddress of the configuration")
 	}
@@ -90,7 +96,8 @@ func ask(ctx context.Context, socket string) (Report, error) {
 	return r, nil
 }
 
-func scrape(ctx context.Context, address string) (*Plugin, error) {
+// Scrape reads the metrics of a plugin at its listenAddress.
+func Scrape(ctx context.Context, address string) (*Plugin, error) {
 	ctx, cancel := context.WithTimeout(ctx, kmsclient.Timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
@@ -136,6 +143,11 @@ func decode(f map[string]*dto.MetricFamily) *Plugin {
 			k.Unwrap = l["state"]
 		}
 	}
+	for _, m := range f["kms_plugin_key_info"].GetMetric() {
+		if k := byName[labels(m)["key"]]; k != nil && m.GetGauge().GetValue() == 1 {
+			k.Role, k.Active = labels(m)["role"], labels(m)["active"] == "true"
+		}
+	}
 	for _, m := range f["kms_plugin_last_good_probe_timestamp_seconds"].GetMetric() {
 		if k := byName[labels(m)["key"]]; k != nil {
 			t := time.UnixMilli(int64(m.GetGauge().GetValue() * 1000)).UTC()
@@ -144,6 +156,22 @@ func decode(f map[string]*dto.MetricFamily) *Plugin {
 	}
 	for _, m := range f["kms_plugin_build_info"].GetMetric() {
 		p.Version = labels(m)["version"]
+	}
+	for _, m := range f["kms_plugin_key_id_hash_info"].GetMetric() {
+		if m.GetGauge().GetValue() == 1 {
+			p.KeyIDHash = labels(m)["key_id_hash"]
+		}
+	}
+	for _, m := range f["kms_plugin_config_hash_info"].GetMetric() {
+		if m.GetGauge().GetValue() == 1 {
+			p.ConfigHash = labels(m)["sha256"]
+		}
+	}
+	for _, m := range f["kms_plugin_retired_key_opens_total"].GetMetric() {
+		if p.RetiredOpens == nil {
+			p.RetiredOpens = map[string]int{}
+		}
+		p.RetiredOpens[labels(m)["key"]] += int(m.GetCounter().GetValue())
 	}
 	for _, k := range byName {
 		p.Keys = append(p.Keys, *k)

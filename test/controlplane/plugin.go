@@ -79,13 +79,22 @@ func (p *Plugin) Decrypt(ctx context.Context, r *kmsapi.DecryptRequest) (*kmsapi
 
 var httpAddress = regexp.MustCompile(`"http":"([^"]+)"`)
 
-// Get reads a path of the plugin's HTTP listener.
-func (p *Plugin) Get(ctx context.Context, path string) (string, error) {
+// HTTP is the address of the plugin's HTTP listener, "" if it has not said.
+func (p *Plugin) HTTP() string {
 	m := httpAddress.FindAllStringSubmatch(p.Log(), -1)
 	if m == nil {
+		return ""
+	}
+	return m[len(m)-1][1]
+}
+
+// Get reads a path of the plugin's HTTP listener.
+func (p *Plugin) Get(ctx context.Context, path string) (string, error) {
+	address := p.HTTP()
+	if address == "" {
 		return "", errors.New("the plugin has not said where it listens")
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+m[len(m)-1][1]+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
 	if err != nil {
 		return "", err
 	}

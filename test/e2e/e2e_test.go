@@ -103,6 +103,12 @@ func (c *cluster) plugin(name, extra string) *controlplane.Plugin {
 
 func (c *cluster) configure(path, home, extra string) {
 	c.t.Helper()
+	c.configureKeys(path, home, "write", extra)
+}
+
+// configureKeys writes a configuration where key prod has that role.
+func (c *cluster) configureKeys(path, home, role, extra string) {
+	c.t.Helper()
 	data := fmt.Sprintf(`apiVersion: kms-plugin.io/v1
 kind: KMSPluginConfiguration
 clusterID: e2e
@@ -115,9 +121,9 @@ rotation: {observations: 2, settleTime: 500ms, readableFor: 0s}
 reload: {interval: 200ms}
 keys:
 - name: prod
-  role: write
+  role: %s
   awskms: {keyARN: "%s", endpoint: "%s"}
-%s`, home, home, home, c.arn, c.cloud.URL(), extra)
+%s`, home, home, home, role, c.arn, c.cloud.URL(), extra)
 	if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
 		c.t.Fatal(err)
 	}

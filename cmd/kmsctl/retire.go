@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kms-plugin.io/internal/canary"
+	"kms-plugin.io/internal/cli"
+	"kms-plugin.io/internal/config"
+	"kms-plugin.io/internal/coverage"
+	"kms-plugin.io/internal/durable"
+	"kms-plugin.io/internal/etcdstore/live"
+	"kms-plugin.io/internal/etcdstore/snapshot"
+	"kms-plugin.io/internal/kube"
+	"kms-plugin.io/internal/retirement"
+	"kms-plugin.io/internal/status"
+)
+
+type retireFlags struct {
+	kube                              kubeFlags
+	etcd                              etcdFlags
+	plugin, namespace, prefix, output string
+	evidence                          string
+	snapshots                         []string
+	o                                 retirement.Options
+}
+
+func retireCommand() *cobra.Command {
+	var f retireFlags
+	c := &cobra.Command{
+		Use:   "retire KEY --plugin-config FILE",
+		Short: "Tell whether a key may be disabled, or what would be lost",
+		Long: `Look for anything that depends on a key of the plugin's configuration: values in
+etcd, what watches can still replay, snapshots, API servers that write under it,
+plugins that open under it. It disables nothing. Exit code 0: the key may go, with
+the evidence and the command; 3: it may not, with what stands against it.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error { return f.run(c, args[0]) },
+	}
+	f.kube.add(c)
+	f.etcd.add(c)
+	c.Flags().StringVar(&f.plugin, "plugin-config", "", "configuration of kms-plugin, as it is on every node")
+	c.Flags().StringSliceVar(&f.o.Plugins, "plugins", nil, "listenAddress of each plugin, as host:port")
+	c.Flags().StringSliceVar(&f.snapshots, "snapshots", nil, "snapshot files or directories: all that are kept")
+	c.Flags().BoolVar(&f.o.NoSnapshots, "no-snapshots", false, "there are no snapshots")
+	c.Flags().StringVarP(&f.namespace, "namespace", "n", "kube-system", "namespace for canaries")
+	c.Flags().StringVar(&f.prefix, "prefix", "/registry", "prefix of kube-apiserver in etcd (its --etcd-prefix)")
+	c.Flags().StringVar(&f.evidence, "evidence", "", "also write the evidence to this file, as JSON")
+	c.Flags().StringVarP(&f.output, "output", "o", "text", "text or json")
+	_ = c.MarkFlagRequired("plugin-config")
+	c.MarkFlagsMutuallyExclusive("snapshots", "no-snapshots")
+	return c
+}
+
+func (f *retireFlags) run(c *cobra.Command, key string) error {
+	if f.output != "text" && f.output != "json" {
+		return cli.Usage(fmt.Errorf("-o %q is neither text nor json", f.output))
+	}
+	f.prefix = strings.TrimSuffix(f.prefix, "/")
+	if err := f.configure(key); err != nil {
+		return err
+	}
+	servers, err := kube.Connect(c.Context(), f.kube.Config)
+	if err != nil {
+		return err
+	}
+	bar := newProgress(c.ErrOrStderr(), "reading")
+	defer bar.end()
+	e, err := live.Dial(c.Context(), f.etcd.Config)
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	f.o.Live, f.o.History, f.o.Coverage.Progress = e, e.History(), bar.set
+	if err := f.open(c.Context()); err != nil {
+		return err
+	}
+	f.o.APIServers, f.o.Scrape = len(servers), status.Scrape
+	f.o.Canary = func(ctx context.Context) *canary.Report {
+		return canary.Run(ctx, canary.Options{Namespace: f.namespace, Writers: servers, Readers: servers, Etcd: e.Get, Prefix: f.prefix, Timeout: 15 * time.Second})
+	}
+	evidence, err := retirement.Gather(c.Context(), f.o)
+	bar.end()
+	if err != nil {
+		return err
+	}
+	return f.deliver(c, evidence)
+}
+
+// configure finds the key in the file, whose bytes every plugin must run.
+func (f *retireFlags) configure(key string) error {
+	data, err := os.ReadFile(f.plugin)
+	if err != nil {
+		return err
+	}
+	parsed, problems := config.Parse(data)
+	if p := problems.Fatal(); len(p) > 0 {
+		return cli.WithHint(fmt.Errorf("plugin configuration %q: %w", f.plugin, p), "kms-plugin config check "+f.plugin)
+	}
+	f.o.Key = key
+	f.o.Coverage = coverage.Options{Prefix: f.prefix, Names: coverage.NewNames(parsed, time.Now())}
+	for _, k := range parsed.Keys {
+		if k.Name == key {
+			f.o.Role, f.o.Target = string(k.Role), k.Target()
+			return nil
+		}
+	}
+	return cli.WithHint(cli.Usage(fmt.Errorf("there is no key %q in %s, which has %s", key, f.plugin, strings.Join(f.o.Coverage.Names.Known(), ", "))),
+		"a key leaves the file last: put it back with role: retired")
+}
+
+func (f *retireFlags) open(ctx context.Context) error {
+	files, err := snapshotFiles(f.snapshots)
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		s, err := snapshot.Open(ctx, file)
+		if err != nil {
+			return err
+		}
+		f.o.Snapshots = append(f.o.Snapshots, s)
+	}
+	return nil
+}
+
+func (f *retireFlags) deliver(c *cobra.Command, e *retirement.Evidence) error {
+	if f.evidence != "" {
+		data, err := json.MarshalIndent(e, "", "  ")
+		if err == nil {
+			err = durable.WriteFile(f.evidence, append(data, '\n'), 0o644)
+		}
+		if err != nil {
+			return cli.WithHint(fmt.Errorf("evidence: %w", err), "--evidence FILE in a directory that can be written")
+		}
+	}
+	err := error(nil)
+	if f.output == "json" {
+		err = printJSON(c.OutOrStdout(), e)
+	} else {
+		err = e.Print(c.OutOrStdout())
+	}
+	if err == nil && !e.MayGo {
+		return cli.ErrFound
+	}
+	return err
+}
