@@ -199,6 +199,9 @@ func remaining(r *coverage.Report, o Options) (out []string) {
 		if o.Names != nil && k.Current && k.Name == "" {
 			out = append(out, fmt.Sprintf("key_id %s: its values do not prove a name of the plugin's configuration", k.KeyID))
 		}
+		if o.Names != nil && k.Current && slices.Contains(o.Names.Known(), o.Target) && k.Name != "" && k.Name != o.Target {
+			out = append(out, fmt.Sprintf("key_id %s is of key %q, not %q", k.KeyID, k.Name, o.Target))
+		}
 	}
 	return out
 }

@@ -21,6 +21,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kms-plugin.io/internal/config"
+	"kms-plugin.io/internal/coverage"
 	"kms-plugin.io/internal/encryptionconfig"
 	"kms-plugin.io/internal/etcdstore"
 	"kms-plugin.io/internal/kube"
@@ -335,5 +337,26 @@ func TestPace(t *testing.T) {
 	}
 	if got := float64(p.Limit()); got != 100 {
 		t.Errorf("at most %g, want 100", got)
+	}
+}
+
+// A label is not a name: the proof must be under the key that was asked for.
+func TestRemainingChecksTheName(t *testing.T) {
+	parsed, problems := config.Parse([]byte(`apiVersion: kms-plugin.io/v1
+kind: KMSPluginConfiguration
+clusterID: c
+socket: {path: /run/k.sock}
+stateDir: /var/lib/k
+keys: [{name: next, role: write, localfile: {path: /etc/next}}, {name: prod, role: read, localfile: {path: /etc/prod}}]
+`))
+	if p := problems.Fatal(); len(p) > 0 {
+		t.Fatal(p)
+	}
+	o := Options{Provider: "ours", Target: "next", Names: coverage.NewNames(parsed, time.Now())}
+	for name, want := range map[string]string{"next": "", "prod": `is of key "prod", not "next"`, "": "do not prove a name"} {
+		left := remaining(&coverage.Report{Keys: []coverage.Key{{KeyID: "next:1", Name: name, Current: true}}}, o)
+		if (want == "") != (len(left) == 0) || !strings.Contains(strings.Join(left, ""), want) {
+			t.Errorf("%q: %q, want %q", name, left, want)
+		}
 	}
 }
