@@ -131,7 +131,7 @@ func decode(f map[string]*dto.MetricFamily) *Plugin {
 		if m.GetGauge().GetValue() != 1 {
 			continue
 		}
-		l := labels(m)
+		l := Labels(m)
 		k := byName[l["key"]]
 		if k == nil {
 			k = &Key{Name: l["key"]}
@@ -144,34 +144,34 @@ func decode(f map[string]*dto.MetricFamily) *Plugin {
 		}
 	}
 	for _, m := range f["kms_plugin_key_info"].GetMetric() {
-		if k := byName[labels(m)["key"]]; k != nil && m.GetGauge().GetValue() == 1 {
-			k.Role, k.Active = labels(m)["role"], labels(m)["active"] == "true"
+		if k := byName[Labels(m)["key"]]; k != nil && m.GetGauge().GetValue() == 1 {
+			k.Role, k.Active = Labels(m)["role"], Labels(m)["active"] == "true"
 		}
 	}
 	for _, m := range f["kms_plugin_last_good_probe_timestamp_seconds"].GetMetric() {
-		if k := byName[labels(m)["key"]]; k != nil {
+		if k := byName[Labels(m)["key"]]; k != nil {
 			t := time.UnixMilli(int64(m.GetGauge().GetValue() * 1000)).UTC()
 			k.LastGood = &t
 		}
 	}
 	for _, m := range f["kms_plugin_build_info"].GetMetric() {
-		p.Version = labels(m)["version"]
+		p.Version = Labels(m)["version"]
 	}
 	for _, m := range f["kms_plugin_key_id_hash_info"].GetMetric() {
 		if m.GetGauge().GetValue() == 1 {
-			p.KeyIDHash = labels(m)["key_id_hash"]
+			p.KeyIDHash = Labels(m)["key_id_hash"]
 		}
 	}
 	for _, m := range f["kms_plugin_config_hash_info"].GetMetric() {
 		if m.GetGauge().GetValue() == 1 {
-			p.ConfigHash = labels(m)["sha256"]
+			p.ConfigHash = Labels(m)["sha256"]
 		}
 	}
 	for _, m := range f["kms_plugin_retired_key_opens_total"].GetMetric() {
 		if p.RetiredOpens == nil {
 			p.RetiredOpens = map[string]int{}
 		}
-		p.RetiredOpens[labels(m)["key"]] += int(m.GetCounter().GetValue())
+		p.RetiredOpens[Labels(m)["key"]] += int(m.GetCounter().GetValue())
 	}
 	for _, k := range byName {
 		p.Keys = append(p.Keys, *k)
@@ -180,7 +180,8 @@ func decode(f map[string]*dto.MetricFamily) *Plugin {
 	return p
 }
 
-func labels(m *dto.Metric) map[string]string {
+// Labels are the labels of a metric.
+func Labels(m *dto.Metric) map[string]string {
 	out := map[string]string{}
 	for _, l := range m.GetLabel() {
 		out[l.GetName()] = l.GetValue()
