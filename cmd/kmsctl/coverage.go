@@ -14,7 +14,6 @@ import (
 	"golang.org/x/term"
 
 	"kms-plugin.io/internal/cli"
-	"kms-plugin.io/internal/config"
 	"kms-plugin.io/internal/coverage"
 	"kms-plugin.io/internal/durable"
 	"kms-plugin.io/internal/encryptionconfig"
@@ -80,13 +79,9 @@ func (f *knowledgeFlags) options() (o coverage.Options, err error) {
 }
 
 func loadNames(path string) (*coverage.Names, error) {
-	data, err := os.ReadFile(path)
+	c, _, err := loadConfig(path)
 	if err != nil {
 		return nil, err
-	}
-	c, problems := config.Parse(data)
-	if p := problems.Fatal(); len(p) > 0 {
-		return nil, cli.WithHint(fmt.Errorf("plugin configuration %q: %w", path, p), "kms-plugin config check "+path)
 	}
 	return coverage.NewNames(c, time.Now()), nil
 }
@@ -197,12 +192,17 @@ func terminalWidth(w io.Writer) int {
 func commandLine(c *cobra.Command) string {
 	parts := []string{c.CommandPath()}
 	for _, a := range os.Args[min(2, len(os.Args)):] {
-		if strings.ContainsFunc(a, func(r rune) bool { return !strings.ContainsRune(plainRunes, r) }) || a == "" {
-			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
-		}
-		parts = append(parts, a)
+		parts = append(parts, quoted(a))
 	}
 	return strings.Join(parts, " ")
+}
+
+// quoted is an argument as any shell reads it back.
+func quoted(a string) string {
+	if strings.ContainsFunc(a, func(r rune) bool { return !strings.ContainsRune(plainRunes, r) }) || a == "" {
+		return "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+	}
+	return a
 }
 
 const plainRunes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=./:,@+%"

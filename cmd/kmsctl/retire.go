@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -12,7 +11,6 @@ import (
 
 	"kms-plugin.io/internal/canary"
 	"kms-plugin.io/internal/cli"
-	"kms-plugin.io/internal/config"
 	"kms-plugin.io/internal/coverage"
 	"kms-plugin.io/internal/durable"
 	"kms-plugin.io/internal/etcdstore/live"
@@ -95,13 +93,9 @@ func (f *retireFlags) run(c *cobra.Command, key string) error {
 
 // configure finds the key in the file, whose bytes every plugin must run.
 func (f *retireFlags) configure(key string) error {
-	data, err := os.ReadFile(f.plugin)
+	parsed, _, err := loadConfig(f.plugin)
 	if err != nil {
 		return err
-	}
-	parsed, problems := config.Parse(data)
-	if p := problems.Fatal(); len(p) > 0 {
-		return cli.WithHint(fmt.Errorf("plugin configuration %q: %w", f.plugin, p), "kms-plugin config check "+f.plugin)
 	}
 	f.o.Key = key
 	f.o.Coverage = coverage.Options{Prefix: f.prefix, Names: coverage.NewNames(parsed, time.Now())}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,7 +30,7 @@ func rotateCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(rotateRunCommand())
+	c.AddCommand(rotatePlanCommand(), rotateRunCommand())
 	return c
 }
 
@@ -51,11 +52,12 @@ the proof.`,
 	c.Flags().StringVar(&f.encryption, "encryption-config", "", "EncryptionConfiguration of the API servers")
 	c.Flags().StringVar(&f.plugin, "plugin-config", "", "configuration of kms-plugin: the proof must be under one of its keys")
 	c.Flags().StringVar(&f.o.Provider, "provider", "", "name of the KMS provider (default: the one that writes)")
-	c.Flags().StringVar(&f.o.Target, "to", "", "key_id, or name of the plugin's configuration, to wait for (default: the one that all agree on)")
+	c.Flags().StringVar(&f.o.Target, "to", "", "key_id, its sha256:…, or name of the plugin's configuration, to wait for (default: the one that all agree on)")
 	c.Flags().StringVarP(&f.o.Namespace, "namespace", "n", "kube-system", "namespace for canaries")
 	c.Flags().StringVar(&f.o.Prefix, "prefix", "/registry", "prefix of kube-apiserver in etcd (its --etcd-prefix)")
 	c.Flags().DurationVar(&f.o.Wait, "wait", 15*time.Minute, "how long to wait for all API servers")
-	c.Flags().Float64Var(&f.o.QPS, "qps", 200, "write at most so many objects a second; less while writes are slow")
+	c.Flags().StringVar(&f.o.Via, "via", rotation.ViaAuto, "auto: StorageVersionMigration where it works, patches for the rest; migration: the same, or an error; patch: patches alone")
+	c.Flags().Float64Var(&f.o.QPS, "qps", 200, "write at most so many objects a second by patches; less while writes are slow")
 	c.Flags().StringVarP(&f.output, "output", "o", "text", "text or json")
 	_ = c.MarkFlagRequired("encryption-config")
 	return c
@@ -67,6 +69,9 @@ func (f *rotateFlags) run(c *cobra.Command) error {
 	}
 	if f.o.QPS <= 0 {
 		return cli.Usage(fmt.Errorf("--qps %g is not above zero", f.o.QPS))
+	}
+	if !slices.Contains([]string{rotation.ViaAuto, rotation.ViaMigration, rotation.ViaPatch}, f.o.Via) {
+		return cli.Usage(fmt.Errorf("--via %q is none of auto, migration, patch", f.o.Via))
 	}
 	var err error
 	if f.o.Encryption, err = encryptionconfig.Load(f.encryption); err != nil {

@@ -118,6 +118,31 @@ func (m *migration) find(ctx context.Context, work chan<- target) error {
 	})
 }
 
+// staleByResource counts what is stale, and keeps one object of each resource.
+func (m *migration) staleByResource(ctx context.Context) (out []*underway, err error) {
+	err = m.o.Source.Scan(ctx, func(etcdstore.Info) (etcdstore.Visit, error) {
+		out = nil
+		return func(kv etcdstore.KV) error {
+			k := stored.ParseKey(kv.Key, m.o.Prefix)
+			if !m.stale(k, kv.Value) {
+				return nil
+			}
+			i := slices.IndexFunc(out, func(u *underway) bool { return u.resource == groupResource(k) })
+			if i < 0 {
+				t, err := m.locate(ctx, k, kv.Key)
+				if err != nil {
+					return nil // run names it
+				}
+				out = append(out, &underway{resource: groupResource(k), sample: t})
+				i = len(out) - 1
+			}
+			out[i].stale++
+			return nil
+		}, nil
+	})
+	return out, err
+}
+
 // stale tells whether the provider should have written a value and has not, under
 // this key.
 func (m *migration) stale(k stored.Key, value []byte) bool {
@@ -195,10 +220,8 @@ func (m *migration) rewrite(ctx context.Context, worker int, t target) error {
 			m.fail(fmt.Sprintf("%s %s/%s: %v", t.resource.GroupResource(), t.namespace, t.name, err))
 			return nil
 		}
-		select {
-		case <-time.After(250 * time.Millisecond << try):
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := pause(ctx, 250*time.Millisecond<<try); err != nil {
+			return err
 		}
 	}
 	m.fail(fmt.Sprintf("%s %s/%s: %v", t.resource.GroupResource(), t.namespace, t.name, err))

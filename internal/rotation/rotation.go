@@ -16,7 +16,9 @@ import (
 	"kms-plugin.io/internal/coverage"
 	"kms-plugin.io/internal/encryptionconfig"
 	"kms-plugin.io/internal/etcdstore"
+	"kms-plugin.io/internal/fleet"
 	"kms-plugin.io/internal/kube"
+	"kms-plugin.io/internal/metrics"
 	"kms-plugin.io/internal/stored"
 )
 
@@ -28,12 +30,15 @@ type Options struct {
 	Encryption *encryptionconfig.Config
 	Names      *coverage.Names // may be nil
 	Provider   string          // of the EncryptionConfiguration; "" if only one of KMS v2 writes
-	Target     string          // key_id or name of the ring that all must reach; "" is the one they agree on
+	Target     string          // key_id, its sha256:… or name of the ring that all must reach; "" is the one they agree on
 	Prefix     string
 	Namespace  string        // for canaries
 	Wait       time.Duration // for convergence
 	Poll       time.Duration // between looks
-	QPS        float64       // most writes a second
+	QPS        float64       // most writes a second, of patches
+	Via        string        // ViaAuto, ViaMigration or ViaPatch
+	Stall      time.Duration // a migration that does not move for so long is left to patches; 0 is three minutes
+	Renewal    time.Duration // kube-controller-manager must renew its lease within this; 0 is twelve seconds
 	Say        func(format string, args ...any)
 	Progress   func(done, total int64)
 }
@@ -76,17 +81,23 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	out := &Result{KeyID: keyID, Provider: provider}
 	for round := 1; ; round++ {
 		m := newMigration(o, keyID)
+		if o.Via != ViaPatch && round == 1 {
+			if err := migrateStorage(ctx, o, keyID, m); err != nil {
+				return nil, err
+			}
+		}
 		written, failures, err := m.run(ctx)
 		out.Written += written
 		if err != nil {
 			return nil, err
 		}
-		o.Say("re-encrypt: %d objects were written again", written)
+		o.Say("re-encrypt: %d objects were written again by patches", written)
 		if out.Report, err = prove(ctx, o, keyID); err != nil {
 			return nil, err
 		}
 		left := remaining(out.Report, o)
 		if len(left) == 0 {
+			removeMigrations(ctx, o, keyID)
 			o.Say("prove: at revision %d all %d objects of provider %q are under key_id %s", out.Report.Source.Revision, covered(out.Report, o), provider, keyID)
 			return out, nil
 		}
@@ -135,7 +146,7 @@ func converge(ctx context.Context, o Options) (string, error) {
 		if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
-		if lag == "" {
+		if lag == "" && keyID != "" {
 			o.Say("converge: all %d API servers write under key_id %s", len(o.Servers), keyID)
 			return keyID, nil
 		}
@@ -146,10 +157,8 @@ func converge(ctx context.Context, o Options) (string, error) {
 		if time.Now().After(deadline) {
 			return "", &Error{"converge", fmt.Sprintf("not within %s: %s", o.Wait, lag), "look at the plugin beside it: kmsctl status; nothing was changed yet"}
 		}
-		select {
-		case <-time.After(o.Poll):
-		case <-ctx.Done():
-			return "", ctx.Err()
+		if err := pause(ctx, o.Poll); err != nil {
+			return "", err
 		}
 	}
 }
@@ -172,16 +181,23 @@ func look(ctx context.Context, o Options) (keyID, lag string) {
 	if !r.Passed() {
 		return "", strings.Join(r.Problems, "; ")
 	}
-	return r.Writes[0].KeyID, ""
+	problem, unknown := fleet.Overlooked(ctx, o.Servers)
+	if unknown != "" {
+		o.Say("converge: whether an API server was overlooked cannot be told: %s", unknown)
+	}
+	return r.Writes[0].KeyID, problem
 }
 
 const stepTimeout = 15 * time.Second
 
-// reached compares with a key_id, or with the name it begins with: the proof
+// reached compares with a key_id, its hash, or the name it begins with: the proof
 // that the name is right comes from the plugin's configuration at the end.
 func (o Options) reached(keyID string) bool {
-	return keyID == o.Target || strings.HasPrefix(keyID, o.Target+":")
+	return keyID == o.Target || strings.HasPrefix(keyID, o.Target+":") || metrics.KeyIDHash(keyID) == o.Target
 }
+
+// hashPrefix begins a key_id as kube-apiserver's metrics have it.
+const hashPrefix = "sha256:"
 
 // prove counts at a revision after the last write.
 func prove(ctx context.Context, o Options, keyID string) (*coverage.Report, error) {

@@ -2,169 +2,23 @@ package rotation
 
 import (
 	"context"
-	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
-	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"google.golang.org/protobuf/encoding/protowire"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kms-plugin.io/internal/config"
 	"kms-plugin.io/internal/coverage"
 	"kms-plugin.io/internal/encryptionconfig"
-	"kms-plugin.io/internal/etcdstore"
-	"kms-plugin.io/internal/kube"
+	"kms-plugin.io/internal/metrics"
 	"kms-plugin.io/internal/stored"
 )
-
-// world is an etcd and API servers that store Secrets and widgets in it.
-type world struct {
-	mu      sync.Mutex
-	etcd    map[string]string
-	objects map[string]map[string]any
-	keyIDs  []string // what each API server writes under
-	patch   func(server int, key string) int
-	patched []string
-	scans   int
-	onScan  func(w *world, n int)
-}
-
-func field(num protowire.Number, v string) string {
-	return string(protowire.AppendBytes(protowire.AppendTag(nil, num, protowire.BytesType), []byte(v)))
-}
-
-func under(provider, keyID string) string {
-	return "k8s:enc:kms:v2:" + provider + ":" + field(1, "d") + field(2, keyID) + field(3, "s")
-}
-
-func (w *world) Scan(_ context.Context, begin func(etcdstore.Info) (etcdstore.Visit, error)) error {
-	w.mu.Lock()
-	w.scans++
-	if w.onScan != nil {
-		w.onScan(w, w.scans)
-	}
-	copied := maps.Clone(w.etcd)
-	w.mu.Unlock()
-	visit, err := begin(etcdstore.Info{Revision: int64(w.scans), Keys: int64(len(copied))})
-	if err != nil {
-		return err
-	}
-	for _, k := range slices.Sorted(maps.Keys(copied)) {
-		if err := visit(etcdstore.KV{Key: []byte(k), Value: []byte(copied[k]), ModRevision: int64(w.scans)}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (w *world) handler(i int) http.HandlerFunc {
-	return func(rw http.ResponseWriter, r *http.Request) {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		code, out := w.serve(i, r)
-		rw.Header().Set("Content-Type", "application/json")
-		rw.WriteHeader(code)
-		_ = json.NewEncoder(rw).Encode(out)
-	}
-}
-
-func failure(code int, reason metav1.StatusReason) (int, any) {
-	return code, metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Code: int32(code), Reason: reason, Message: "made to fail"}
-}
-
-func (w *world) serve(i int, r *http.Request) (int, any) {
-	if r.URL.Path == "/apis/example.com" {
-		return http.StatusOK, metav1.APIGroup{TypeMeta: metav1.TypeMeta{Kind: "APIGroup", APIVersion: "v1"}, PreferredVersion: metav1.GroupVersionForDiscovery{GroupVersion: "example.com/v7", Version: "v7"}}
-	}
-	path, isSecret := strings.CutPrefix(r.URL.Path, "/api/v1/namespaces/")
-	key := "/registry/secrets/" + strings.Replace(path, "/secrets", "", 1)
-	if !isSecret {
-		path, ok := strings.CutPrefix(r.URL.Path, "/apis/example.com/v7/widgets/")
-		if !ok {
-			return http.StatusOK, map[string]any{}
-		}
-		key = "/registry/example.com/widgets/" + path
-	}
-	switch r.Method {
-	case http.MethodPost:
-		var in map[string]any
-		_ = json.NewDecoder(r.Body).Decode(&in)
-		meta := in["metadata"].(map[string]any)
-		meta["resourceVersion"] = "1"
-		key += "/" + meta["name"].(string)
-		w.etcd[key], w.objects[key] = under("ours", w.keyIDs[i]), in
-		return http.StatusCreated, in
-	case http.MethodDelete:
-		delete(w.etcd, key)
-		return http.StatusOK, map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Success"}
-	case http.MethodPatch:
-		if w.etcd[key] == "" {
-			return failure(http.StatusNotFound, metav1.StatusReasonNotFound)
-		}
-		if w.patch != nil {
-			if code := w.patch(i, key); code == http.StatusOK {
-				return http.StatusOK, map[string]any{"kind": "Secret", "apiVersion": "v1"} // without a write
-			} else if code != 0 {
-				return failure(code, "")
-			}
-		}
-		w.etcd[key] = under("ours", w.keyIDs[i])
-		w.patched = append(w.patched, key)
-		return http.StatusOK, map[string]any{"kind": "Secret", "apiVersion": "v1"}
-	}
-	if w.objects[key] == nil {
-		return http.StatusOK, map[string]any{"kind": "SecretList", "apiVersion": "v1", "items": []any{}}
-	}
-	return http.StatusOK, w.objects[key]
-}
-
-func newWorld(keyIDs ...string) *world {
-	return &world{etcd: map[string]string{}, objects: map[string]map[string]any{}, keyIDs: keyIDs}
-}
-
-func (w *world) options(t *testing.T, rules string) Options {
-	t.Helper()
-	c, err := encryptionconfig.Parse([]byte("apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n" + rules))
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := Options{Source: w, Encryption: c, Prefix: "/registry", Namespace: "ns", QPS: 10_000, Poll: time.Millisecond, Wait: 50 * time.Millisecond,
-		Say: func(format string, args ...any) { t.Logf(format, args...) },
-		Etcd: func(_ context.Context, key string) ([]byte, error) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			return []byte(w.etcd[key]), nil
-		}}
-	var urls []string
-	var ca []byte
-	for i := range w.keyIDs {
-		s := httptest.NewTLSServer(w.handler(i))
-		t.Cleanup(s.Close)
-		urls, ca = append(urls, s.URL), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
-	}
-	dir := t.TempDir()
-	config := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c","contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],
-"users":[{"name":"u","user":{"token":"t"}}],"clusters":[{"name":"c","cluster":{"server":%q,"certificate-authority":%q}}]}`, urls[0], dir+"/ca")
-	if err := errors.Join(os.WriteFile(filepath.Join(dir, "ca"), ca, 0o600), os.WriteFile(filepath.Join(dir, "config"), []byte(config), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	if o.Servers, err = kube.Connect(t.Context(), kube.Config{Kubeconfig: filepath.Join(dir, "config"), Servers: urls}); err != nil {
-		t.Fatal(err)
-	}
-	return o
-}
 
 const rules = `- {resources: [secrets, widgets.example.com], providers: [{kms: {apiVersion: v2, name: ours, endpoint: x}}, {identity: {}}]}
 - {resources: [pods], providers: [{aescbc: {keys: [{name: k, secret: eA==}]}}]}
@@ -214,8 +68,9 @@ func TestLiesAreCaught(t *testing.T) {
 		"written under the old key all the time": {[]string{"new"}, func(w *world, _ *Options) {
 			w.onScan = func(w *world, _ int) { w.etcd["/registry/secrets/ns/late"] = under("ours", "old") }
 		}, "secrets: 1 older"},
-		"broken":           {[]string{"new"}, func(w *world, _ *Options) { w.etcd["/registry/configmaps/ns/b"] = "k8s:enc:x" }, "configmaps: 0 older, 0 of other providers, 0 plain, 1 broken"},
-		"no such provider": {[]string{"new"}, func(_ *world, o *Options) { o.Provider = "theirs" }, `"theirs" writes nothing`},
+		"broken":                      {[]string{"new"}, func(w *world, _ *Options) { w.etcd["/registry/configmaps/ns/b"] = "k8s:enc:x" }, "configmaps: 0 older, 0 of other providers, 0 plain, 1 broken"},
+		"one that lives is not asked": {[]string{"new"}, func(w *world, _ *Options) { w.hosts = []string{"cp3"} }, `an API server on host "cp3" lives`},
+		"no such provider":            {[]string{"new"}, func(_ *world, o *Options) { o.Provider = "theirs" }, `"theirs" writes nothing`},
 		"another key meanwhile": {[]string{"new"}, func(w *world, _ *Options) {
 			w.onScan = func(w *world, n int) {
 				if n == 2 {
@@ -236,6 +91,90 @@ func TestLiesAreCaught(t *testing.T) {
 		if r != nil || !errors.As(err, &told) || !strings.Contains(err.Error(), tt.want) || told.Hint() == "" {
 			t.Errorf("%s: %v, %v, want %q", name, r, err, tt.want)
 		}
+	}
+}
+
+// A migration's word is not the proof either: what it left out is written by
+// patches, and what nobody could write is an error.
+func TestStorageVersionMigration(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change  func(w *world, o *Options)
+		patched []string // beside the sample of each resource that wakes the controller
+		said    string
+		want    string // error
+	}{
+		"it does all":                   {func(*world, *Options) {}, nil, "StorageVersionMigration of widgets.example.com: Succeeded: Migration completed", ""},
+		"it leaves a resource out":      {func(w *world, _ *Options) { w.skip = "secrets" }, []string{"/registry/secrets/ns/b"}, "secrets: Succeeded", ""},
+		"it fails":                      {func(w *world, _ *Options) { w.fails = true }, []string{"/registry/secrets/ns/b"}, "Failed: made to fail", ""},
+		"nobody works it off":           {func(w *world, _ *Options) { w.manager = false }, []string{"/registry/secrets/ns/b"}, "kube-controller-manager has not renewed its lease", ""},
+		"nobody works it off, demanded": {func(w *world, o *Options) { w.manager, o.Via = false, ViaMigration }, nil, "", "has not renewed its lease"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld("new")
+			w.manager = true
+			w.etcd = map[string]string{"/registry/secrets/ns/a": under("ours", "old"), "/registry/secrets/ns/b": under("ours", "old"), "/registry/example.com/widgets/w": under("ours", "old")}
+			o := w.options(t, rules)
+			var said strings.Builder
+			o.Via, o.Renewal, o.Say = ViaAuto, 50*time.Millisecond, func(format string, args ...any) { fmt.Fprintf(&said, format+"\n", args...) }
+			tt.change(w, &o)
+			r, err := Run(t.Context(), o)
+			if tt.want != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.want) || len(w.patched) > 0 {
+					t.Errorf("%v, patched %q", err, w.patched)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(said.String(), tt.said) {
+				t.Errorf("no %q in\n%s", tt.said, said.String())
+			}
+			for _, key := range tt.patched {
+				if !slices.Contains(w.patched, key) {
+					t.Errorf("%s was not patched: %q", key, w.patched)
+				}
+			}
+			if len(tt.patched) == 0 && slices.Contains(w.patched, "/registry/secrets/ns/b") {
+				t.Errorf("patched %q, which the migration did", w.patched)
+			}
+			if len(w.svm) > 0 || r.KeyID != "new" {
+				t.Errorf("%d migrations are left; %+v", len(w.svm), r)
+			}
+		})
+	}
+}
+
+// A run that was killed left a migration: the next one waits for it, and does not
+// make a second.
+func TestMigrationOfAKilledRunIsTakenUp(t *testing.T) {
+	w := newWorld("new")
+	w.manager = true
+	w.etcd = map[string]string{"/registry/secrets/ns/a": under("ours", "old"), "/registry/secrets/ns/b": under("ours", "old")}
+	w.svm["kmsctl-secrets-left"] = map[string]any{"apiVersion": "storagemigration.k8s.io/v1", "kind": "StorageVersionMigration", "metadata": map[string]any{"name": "kmsctl-secrets-left"},
+		"spec": map[string]any{"resource": map[string]any{"group": "", "resource": "secrets"}}}
+	o := w.options(t, rules)
+	var said strings.Builder
+	o.Via, o.Say = ViaAuto, func(format string, args ...any) { fmt.Fprintf(&said, format+"\n", args...) }
+	if _, err := Run(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(said.String(), "StorageVersionMigration kmsctl-secrets-left of secrets, 2 objects") {
+		t.Errorf("it was not taken up:\n%s", said.String())
+	}
+}
+
+// One that never moves is left to patches.
+func TestStalledMigration(t *testing.T) {
+	w := newWorld("new")
+	w.manager = true
+	w.etcd = map[string]string{"/registry/secrets/ns/a": under("ours", "old")}
+	o := w.options(t, rules)
+	var said strings.Builder
+	o.Via, o.Stall, o.Say = ViaAuto, 30*time.Millisecond, func(format string, args ...any) { fmt.Fprintf(&said, format+"\n", args...) }
+	s := &storageMigration{o: o, client: o.Servers[0].Dynamic.Resource(migrations), hash: metrics.KeyIDHash("new"), objs: []*underway{{name: "gone"}}}
+	if err := s.wait(t.Context(), newMigration(o, "new")); err != nil || !strings.Contains(said.String(), "gone has not moved for 30ms") {
+		t.Errorf("%v, %s", err, said.String())
 	}
 }
 

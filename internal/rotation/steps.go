@@ -1,0 +1,291 @@
+package rotation
+
+import (
+	"fmt"
+	"strings"
+
+	"kms-plugin.io/internal/fleet"
+	"kms-plugin.io/pkg/keys"
+)
+
+// steps builds each step from the facts.
+type steps struct {
+	*Facts
+	flags Flags
+}
+
+// pluginsMiss asks something of every plugin; a plugin that nobody asked has not got it.
+func (s steps) pluginsMiss(lacks func(p fleet.Plugin) string) (out []string) {
+	if n := len(s.Fleet.Servers) - len(s.Fleet.Plugins); n > 0 {
+		out = append(out, fmt.Sprintf("%d of %d plugins are not given: --plugins HOST:PORT,… (listenAddress of each)", n, len(s.Fleet.Servers)))
+	}
+	for _, p := range s.Fleet.Plugins {
+		text := p.Error
+		if text == "" {
+			text = lacks(p)
+		}
+		if text != "" {
+			out = append(out, fmt.Sprintf("plugin %s: %s", p.Address, text))
+		}
+	}
+	return out
+}
+
+func (s steps) healthy() Step {
+	st := Step{Name: "everything is healthy, and nobody is overlooked", Check: s.flags.plan(), Undo: "nothing was done yet"}
+	for _, x := range s.Fleet.Servers {
+		switch {
+		case x.Error != "":
+			st.Missing = append(st.Missing, fmt.Sprintf("API server %s: %s", x.Name, x.Error))
+		case x.Health != "ok":
+			st.Missing = append(st.Missing, fmt.Sprintf("API server %s is not content with its plugin: %s", x.Name, oneLine(x.Health)))
+		}
+	}
+	strangers, unknown := s.Fleet.Unaccounted()
+	for _, id := range strangers {
+		st.Missing = append(st.Missing, fmt.Sprintf("API server on host %q lives (lease %s) and was not asked: add it to --servers", id.Host, id.Lease))
+	}
+	if unknown != "" {
+		st.Found = append(st.Found, "whether an API server was overlooked cannot be told: "+unknown)
+	}
+	st.Missing = append(st.Missing, s.pluginsMiss(func(p fleet.Plugin) string {
+		switch {
+		case p.DiskDiffers:
+			return "its configuration on disk is not the one in force; its log says why"
+		case p.ConfigHash != s.ConfigHash:
+			return "it runs another configuration than --plugin-config: bring the same file to every node"
+		case !p.Ready:
+			return "it is not ready; its log and kmsctl status say why"
+		}
+		return ""
+	})...)
+	if s.Broken > 0 {
+		st.Missing = append(st.Missing, fmt.Sprintf("%d values in etcd cannot be read: kmsctl coverage names them", s.Broken))
+	}
+	if len(st.Missing) > 0 {
+		st.Do = []string{"put right what is named, first"}
+	}
+	return st
+}
+
+func oneLine(s string) string {
+	first, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
+	return first
+}
+
+func (s steps) before() Step {
+	st := Step{Name: "a backup from before, and a rehearsal of its restore",
+		Do:    []string{"etcdctl snapshot save before.db", "kmsctl drill --snapshot before.db --socket /run/kms-plugin/kms.sock"},
+		Check: s.flags.plan() + " --snapshots DIR"}
+	switch {
+	case s.Newest != nil:
+		st.Found = []string{fmt.Sprintf("the newest is %s of %s, revision %d", s.Newest.Source.File, s.Newest.Source.FileTime.Format("2006-01-02 15:04Z"), s.Newest.Source.Revision)}
+	case len(s.Left) > 0 || s.KeyIDHash == "":
+		st.Missing = []string{"no snapshot was given: --snapshots DIR"}
+	}
+	return st
+}
+
+func (s steps) read() Step {
+	return Step{Name: fmt.Sprintf("every plugin can read key %q, before any writes under it", s.Target),
+		Missing: s.pluginsMiss(func(p fleet.Plugin) string {
+			for _, k := range p.Keys {
+				if k.Name == s.Target && k.Role != string(keys.RoleRetired) {
+					return ""
+				}
+			}
+			return "it does not have the key"
+		}),
+		Do: []string{fmt.Sprintf("add key %q with role: read to the configuration, the same file on every node; wait ten minutes", s.Target),
+			"kms-plugin config check --previous OLD NEW, on one node"},
+		Check: s.flags.plan(), Undo: "take it out again: nothing is stored under it"}
+}
+
+func (s steps) write() Step {
+	return Step{Name: fmt.Sprintf("every plugin writes under key %q", s.Target),
+		Missing: s.pluginsMiss(s.writesOther),
+		Do: []string{fmt.Sprintf("give key %q role: write and the same activateAt, ten minutes or more from now, on every node; leave the others as they are", s.Target),
+			"kms-plugin config check --previous OLD NEW, on one node"},
+		Check: "kmsctl status --socket /run/kms-plugin/kms.sock, on each node",
+		Undo:  "before activateAt: role: read again. After it: the old key with role: write, a higher generation and a later activateAt; all that was written stays readable"}
+}
+
+// writesOther tells what a plugin reports instead of the target.
+func (s steps) writesOther(p fleet.Plugin) string {
+	switch a := active(p); {
+	case a != s.Target:
+		return fmt.Sprintf("it writes under key %q", a)
+	case s.KeyIDHash != "" && p.KeyIDHash != s.KeyIDHash:
+		return "it writes under another key_id of the key: " + p.KeyIDHash
+	}
+	return ""
+}
+
+func (s steps) material() Step {
+	st := Step{Name: "the KMS has new material, and every plugin writes under it", Missing: s.pluginsMiss(s.writesOther),
+		Check: "kmsctl status --socket /run/kms-plugin/kms.sock, on each node",
+		Undo:  "none, and none is needed: the KMS keeps the old material and opens with it"}
+	if arn := s.arn(s.KEK); arn != "" {
+		rotate := fmt.Sprintf("aws kms rotate-key-on-demand --region %s --key-id %s", strings.Split(arn, ":")[3], arn)
+		if len(st.Missing) == 0 && len(s.Left) == 0 {
+			st.Found = []string{"nothing is under older material. To rotate now: " + rotate}
+		}
+		st.Do = []string{rotate + "   # or wait for the automatic rotation", "wait until the plugins have seen it: rotation.observations and settleTime"}
+	}
+	return st
+}
+
+func (s steps) arn(target string) string {
+	if _, arn, ok := strings.Cut(target, "awskms "); ok && len(strings.Split(arn, ":")) == 6 {
+		return arn
+	}
+	return ""
+}
+
+func (s steps) converge() Step {
+	st := Step{Name: "every API server writes under the new key_id", Do: []string{s.flags.run(s.to()) + "   # waits for it"},
+		Check: s.flags.canary(), Undo: "as in the step before"}
+	if s.KeyIDHash == "" {
+		st.Missing = []string{"which key_id that is, no plugin tells yet"}
+	}
+	for _, x := range s.Fleet.Servers {
+		switch {
+		case s.KeyIDHash == "" || x.Error != "" && x.Seen.Hash == "":
+		case x.Seen.Hash == "":
+			st.Missing = append(st.Missing, fmt.Sprintf("API server %s has not asked a plugin of provider %q since its start", x.Name, s.Provider))
+		case x.Seen.Hash != s.KeyIDHash:
+			st.Missing = append(st.Missing, fmt.Sprintf("API server %s was last told key_id %s", x.Name, x.Seen.Hash))
+		case x.Wrote.Hash != "" && x.Wrote.Hash != s.KeyIDHash:
+			st.Found = append(st.Found, fmt.Sprintf("API server %s has not written under it yet", x.Name))
+		}
+	}
+	return st
+}
+
+// to names the target; of new material only the key_id tells, and not before a
+// plugin has it.
+func (s steps) to() string {
+	switch {
+	case s.Material && len(s.Left) > 0 && s.KeyIDHash != "":
+		return s.KeyIDHash
+	case s.Material:
+		return "KEY_ID"
+	}
+	return s.Target
+}
+
+// proof is what all must be on.
+func (s steps) proof() string {
+	if s.KeyIDHash != "" {
+		return s.KeyIDHash
+	}
+	return s.Target
+}
+
+func (s steps) rewrite() Step {
+	st := Step{Name: "everything is written again, and proved in etcd", Do: []string{s.flags.run(s.to())},
+		Check: s.flags.coverage(s.proof()),
+		Undo:  "none is needed: whatever is stored opens under its own key. To go back, rotate to the old key"}
+	for _, l := range s.Left {
+		st.Missing = append(st.Missing, l+" are not under it")
+	}
+	if s.KeyIDHash == "" && len(st.Missing) == 0 {
+		st.Missing = []string{"the key_id to be under is not known yet"}
+	}
+	return st
+}
+
+func (s steps) cold() Step {
+	return Step{Name: "a cold read: what is stored opens without anything in memory", byHand: true,
+		Do:    []string{"restart one API server and its plugin", s.flags.canary()},
+		Check: "kubectl get secrets -A through that API server", Undo: "none is needed"}
+}
+
+func (s steps) after() Step {
+	st := Step{Name: "a backup from after, that needs no old key", Do: []string{"etcdctl snapshot save after.db", s.flags.inventory()},
+		Check: s.flags.plan() + " --snapshots DIR"}
+	if s.Newest == nil {
+		st.Missing = []string{"no snapshot was given: --snapshots DIR"}
+		return st
+	}
+	for _, k := range s.Newest.Keys {
+		if k.KeyIDHash != "" && k.KeyIDHash != s.KeyIDHash {
+			st.Missing = append(st.Missing, fmt.Sprintf("the newest, %s, needs %s", s.Newest.Source.File, k.String()))
+		}
+	}
+	if len(st.Missing) == 0 {
+		st.Found = []string{fmt.Sprintf("%s needs the current key only", s.Newest.Source.File)}
+	}
+	return st
+}
+
+func (s steps) keepMaterial() Step {
+	return Step{Name: "nothing goes: old material lives and dies with its key", byHand: true,
+		Found: []string{"the KMS keeps it as long as the key; backups from before need it. Deleting the key would lose everything"}}
+}
+
+// ends are the steps for each old key of the ring.
+func (s steps) ends() (out []Step) {
+	for _, o := range s.Old {
+		out = append(out, s.retired(o), s.retention(o), s.disable(o), s.remove(o))
+	}
+	return out
+}
+
+func (s steps) retired(o OldKey) Step {
+	st := Step{Name: fmt.Sprintf("key %q is retired on every node", o.Name), Missing: s.pluginsMiss(func(p fleet.Plugin) string {
+		for _, k := range p.Keys {
+			if k.Name == o.Name && k.Role != string(keys.RoleRetired) {
+				return fmt.Sprintf("it has role %s there", k.Role)
+			}
+		}
+		return ""
+	}), Do: []string{fmt.Sprintf("give key %q role: retired on every node: it still opens, and each opening is counted", o.Name)},
+		Check: "kms_plugin_retired_key_opens_total stays as it is", Undo: "role: read again"}
+	if o.Objects > 0 {
+		st.Missing = append(st.Missing, fmt.Sprintf("%d objects are still under it", o.Objects))
+	}
+	return st
+}
+
+func (s steps) retention(o OldKey) Step {
+	st := Step{Name: fmt.Sprintf("no backup that is kept needs key %q", o.Name), Do: []string{"keep the key until the last backup that needs it has expired"},
+		Check: s.flags.inventory()}
+	if s.Newest == nil {
+		st.Missing = []string{"no snapshot was given: --snapshots DIR"}
+	}
+	for _, k := range s.Needed {
+		if label, _, err := keys.SplitKeyID(k.KeyID); err != nil || label != o.Name && k.Name != o.Name {
+			continue
+		}
+		text := fmt.Sprintf("%s of %s needs it", k.LastFile, k.LastTime.Format("2006-01-02"))
+		if k.MayGo != nil {
+			text += ", and may go on " + k.MayGo.Format("2006-01-02")
+		}
+		st.Missing = append(st.Missing, text)
+	}
+	return st
+}
+
+func (s steps) disable(o OldKey) Step {
+	st := Step{Name: fmt.Sprintf("key %q is disabled, and watched", o.Name), byHand: true,
+		Do:    []string{s.flags.retire(o.Name) + "   # exit code 0, or it may not go"},
+		Check: "no kms_plugin_rpc_duration_seconds_count{method=\"Decrypt\"} with a code other than OK, for as long as you can", Undo: "enable it again"}
+	if arn := s.arn(o.KEK); arn != "" {
+		region := strings.Split(arn, ":")[3]
+		st.Do = append(st.Do, fmt.Sprintf("aws kms disable-key --region %s --key-id %s", region, arn))
+		st.Undo = fmt.Sprintf("aws kms enable-key --region %s --key-id %s", region, arn)
+	}
+	return st
+}
+
+func (s steps) remove(o OldKey) Step {
+	st := Step{Name: fmt.Sprintf("key %q is deleted, with the longest waiting time", o.Name), byHand: true, NoReturn: true,
+		Check: "kmsctl inventory of every backup anywhere, once more", Undo: "within the waiting time: cancel the deletion. After it: none"}
+	if arn := s.arn(o.KEK); arn != "" {
+		region := strings.Split(arn, ":")[3]
+		st.Do = []string{fmt.Sprintf("aws kms schedule-key-deletion --region %s --key-id %s --pending-window-in-days 30", region, arn)}
+		st.Undo = fmt.Sprintf("within 30 days: aws kms cancel-key-deletion --region %s --key-id %s, then enable-key. After that: none", region, arn)
+	}
+	return st
+}
