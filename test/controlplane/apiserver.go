@@ -27,11 +27,11 @@ type APIServer struct {
 // Provider is one KMS v2 provider of an EncryptionConfiguration.
 type Provider struct{ Name, Socket string }
 
-// EncryptionConfig writes an EncryptionConfiguration for Secrets: the providers
-// in order, then identity.
+// EncryptionConfig writes an EncryptionConfiguration for Secrets, events and the
+// custom resource widgets.example.com: the providers in order, then identity.
 func EncryptionConfig(path string, providers ...Provider) error {
 	var b strings.Builder
-	b.WriteString("apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n")
+	b.WriteString("apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets, events, widgets.example.com]\n  providers:\n")
 	for _, p := range providers {
 		fmt.Fprintf(&b, "  - kms: {apiVersion: v2, name: %s, endpoint: \"unix://%s\", timeout: 3s}\n", p.Name, p.Socket)
 	}
@@ -40,8 +40,9 @@ func EncryptionConfig(path string, providers ...Provider) error {
 }
 
 // StartAPIServer starts a kube-apiserver named so on an etcd and waits until it
-// is ready. Its files are below dir.
-func StartAPIServer(ctx context.Context, b Bin, dir, name string, e *Etcd, encryption string) (*APIServer, error) {
+// is ready. Its files are below dir. Where the user is root its hostname is its name,
+// so that each has an identity of its own.
+func StartAPIServer(ctx context.Context, b Bin, dir, name string, e *Etcd, encryption string, extra ...string) (*APIServer, error) {
 	ports, err := freePorts(1)
 	if err != nil {
 		return nil, err
@@ -55,14 +56,18 @@ func StartAPIServer(ctx context.Context, b Bin, dir, name string, e *Etcd, encry
 		return nil, err
 	}
 	a := &APIServer{CertDir: certs, process: process{name: name, path: b.APIServer, log: logPath(dir, name), env: plainEnv(), args: []string{
-		"--etcd-servers=" + e.URL, "--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", ports[0]), "--cert-dir=" + certs,
+		"--etcd-servers=" + e.Clients(), "--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", ports[0]), "--cert-dir=" + certs,
 		"--service-cluster-ip-range=10.0.0.0/24", "--endpoint-reconciler-type=none",
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file=" + filepath.Join(dir, "sa.pub"), "--service-account-signing-key-file=" + filepath.Join(dir, "sa.key"),
 		"--authorization-mode=RBAC", "--token-auth-file=" + tokens, "--encryption-provider-config=" + encryption,
 		"--shutdown-delay-duration=0s",
 	}}}
+	a.args = append(a.args, extra...)
 	a.Client.URL = fmt.Sprintf("https://127.0.0.1:%d", ports[0])
+	if os.Geteuid() == 0 {
+		a.apart("--uts", "echo "+name+" >/proc/sys/kernel/hostname")
+	}
 	return a, a.Restart(ctx)
 }
 

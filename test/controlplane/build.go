@@ -78,6 +78,20 @@ func BuildPlugin(ctx context.Context, progress io.Writer, dir string) (string, e
 	return buildOurs(ctx, progress, dir, "kms-plugin")
 }
 
+// BuildPluginOf builds the daemon of an earlier commit of this repository.
+func BuildPluginOf(ctx context.Context, progress io.Writer, dir, commit string) (string, error) {
+	tree := filepath.Join(dir, commit)
+	if err := os.MkdirAll(tree, 0o700); err != nil {
+		return "", err
+	}
+	archive := exec.CommandContext(ctx, "sh", "-c", `git -C "$1" archive "$2" | tar -x -C "$3"`, "sh", Root(), commit, tree)
+	if out, err := archive.CombinedOutput(); err != nil || len(out) > 0 {
+		return "", fmt.Errorf("commit %s: %w: %s", commit, err, out)
+	}
+	out := filepath.Join(dir, "kms-plugin-"+commit)
+	return out, goBuild(ctx, progress, "building kms-plugin of "+commit, tree, out, "./cmd/kms-plugin", "-s -w")
+}
+
 // BuildKmsctl builds the operator's tool of this tree.
 func BuildKmsctl(ctx context.Context, progress io.Writer, dir string) (string, error) {
 	return buildOurs(ctx, progress, dir, "kmsctl")
@@ -121,8 +135,9 @@ func cacheDir() (string, error) {
 	return filepath.Join(cache, "kms-plugin-controlplane", hex.EncodeToString(h.Sum(nil))[:16]), nil
 }
 
-func goBuild(ctx context.Context, progress io.Writer, what, dir, out, pkg, ldflags string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", ldflags, "-o", out, pkg)
+func goBuild(ctx context.Context, progress io.Writer, what, dir, out, pkg, ldflags string, flags ...string) error {
+	args := append([]string{"build", "-trimpath", "-ldflags", ldflags, "-o", out}, flags...)
+	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOWORK=off")
 	var log bytes.Buffer

@@ -10,27 +10,78 @@ import (
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
 // Etcd is one etcd member. Its bytes are read through its own HTTP gateway.
 type Etcd struct {
 	process
-	URL string
+	URL   string
+	Peers []*Etcd // the other members
 }
 
-// StartEtcd starts an etcd with its data below dir.
+// Clients are the client URLs of all members.
+func (e *Etcd) Clients() string {
+	urls := []string{e.URL}
+	for _, p := range e.Peers {
+		urls = append(urls, p.URL)
+	}
+	return strings.Join(urls, ",")
+}
+
+// StartEtcd starts an etcd of one member with its data below dir.
 func StartEtcd(ctx context.Context, b Bin, dir string) (*Etcd, error) {
-	ports, err := freePorts(2)
+	return StartEtcds(ctx, b, dir, 1)
+}
+
+// StartEtcds starts an etcd of n members with their data below dir, and returns the first.
+func StartEtcds(ctx context.Context, b Bin, dir string, n int) (*Etcd, error) {
+	ports, err := freePorts(2 * n)
 	if err != nil {
 		return nil, err
 	}
-	client, peer := fmt.Sprintf("http://127.0.0.1:%d", ports[0]), fmt.Sprintf("http://127.0.0.1:%d", ports[1])
-	e := &Etcd{URL: client, process: process{name: "etcd", path: b.Etcd, log: logPath(dir, "etcd"), env: plainEnv(), args: []string{
-		"--data-dir", filepath.Join(dir, "etcd"), "--listen-client-urls", client, "--advertise-client-urls", client,
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default=" + peer, "--unsafe-no-fsync",
-	}}}
-	return e, e.Restart(ctx)
+	var all []*Etcd
+	var initial []string
+	for i := range n {
+		client, peer := fmt.Sprintf("http://127.0.0.1:%d", ports[2*i]), fmt.Sprintf("http://127.0.0.1:%d", ports[2*i+1])
+		name, home := "default", "etcd" // the names that etcdutl gives a restored one
+		if i > 0 {
+			home = fmt.Sprintf("etcd%d", i+1)
+			name = home
+		}
+		initial = append(initial, name+"="+peer)
+		all = append(all, &Etcd{URL: client, process: process{name: home, path: b.Etcd, log: logPath(dir, home), env: plainEnv(), args: []string{
+			"--name", name, "--data-dir", filepath.Join(dir, home), "--listen-client-urls", client, "--advertise-client-urls", client,
+			"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--unsafe-no-fsync",
+		}}})
+	}
+	for i, e := range all {
+		e.args = append(e.args, "--initial-cluster", strings.Join(initial, ","))
+		for j, other := range all {
+			if i != j {
+				e.Peers = append(e.Peers, other)
+			}
+		}
+		if err := e.start(); err != nil {
+			return nil, err
+		}
+	}
+	for _, e := range all {
+		if err := e.answers(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return all[0], nil
+}
+
+// KillAll ends every member.
+func (e *Etcd) KillAll() error {
+	err := e.Kill()
+	for _, p := range e.Peers {
+		err = errors.Join(err, p.Kill())
+	}
+	return err
 }
 
 // Restart starts it again on the same data.
@@ -38,7 +89,11 @@ func (e *Etcd) Restart(ctx context.Context) error {
 	if err := e.start(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	return e.answers(ctx)
+}
+
+func (e *Etcd) answers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	err := Poll(ctx, 50*time.Millisecond, func(ctx context.Context) error {
 		if !e.Alive() {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -25,6 +27,24 @@ type Plugin struct {
 // environment. Restart starts it.
 func NewPlugin(b Bin, dir, name, socket string, env []string, args ...string) *Plugin {
 	return &Plugin{Socket: socket, process: process{name: name, path: b.Plugin, log: logPath(dir, name), env: plainEnv(env...), args: args}}
+}
+
+// NewNodePlugin prepares a plugin that sees home as /run/kms-plugin, so that every
+// node of a test can have the very same configuration.
+func NewNodePlugin(b Bin, home, name string, env []string) *Plugin {
+	p := NewPlugin(b, home, name, filepath.Join(home, "kms.sock"), env, "serve", "--config", "/run/kms-plugin/config.yaml")
+	flags := "--mount"
+	if os.Geteuid() != 0 {
+		flags = "-Urm"
+	}
+	p.apart(flags, "mount -t tmpfs tmpfs /run; mkdir -m 700 /run/kms-plugin; mount --bind "+home+" /run/kms-plugin")
+	return p
+}
+
+// Program changes the program that the next Restart starts.
+func (p *Plugin) Program(path string, env ...string) {
+	p.path = path
+	p.env = append(p.env, env...)
 }
 
 // Restart starts it and waits until its socket answers, be it with an error.

@@ -47,6 +47,12 @@ func (p *process) start() error {
 	return nil
 }
 
+// apart has the program run in namespaces of its own (unshare(1)), after a line of sh.
+func (p *process) apart(flags, prepare string) {
+	p.args = append([]string{flags, "sh", "-ec", prepare + `; exec "$@"`, "sh", p.path}, p.args...)
+	p.path = "unshare"
+}
+
 // startPinned starts on a thread that lives as long as this process: Pdeathsig
 // is of the thread that forked (prctl(2)).
 func startPinned(cmd *exec.Cmd) error {

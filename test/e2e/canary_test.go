@@ -32,7 +32,7 @@ func (c *cluster) kubeFlags(servers ...*controlplane.APIServer) []string {
 }
 
 func (c *cluster) etcdFlags() []string {
-	return []string{"--endpoints", c.etcd.URL, "--cacert=", "--cert=", "--key="}
+	return []string{"--endpoints", c.etcd.Clients(), "--cacert=", "--cert=", "--key="}
 }
 
 func TestCanary(t *testing.T) {

@@ -64,6 +64,20 @@ var objects = map[string]struct{ path, body string }{
 
 const widgetCRD = `{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourceDefinition","metadata":{"name":"widgets.example.com"},"spec":{"group":"example.com","scope":"Namespaced","names":{"plural":"widgets","singular":"widget","kind":"Widget","listKind":"WidgetList"},"versions":[{"name":"v1","served":true,"storage":true,"schema":{"openAPIV3Schema":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}}]}}`
 
+// serveWidgets makes the custom resource and waits until all serve it.
+func (c *cluster) serveWidgets(servers ...*controlplane.APIServer) {
+	c.t.Helper()
+	if err := servers[0].Create(c.t.Context(), "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", widgetCRD); err != nil {
+		c.t.Fatal(err)
+	}
+	for _, a := range servers {
+		c.within(30*time.Second, "widgets are served", func(ctx context.Context) error {
+			_, err := a.Text(ctx, objects["widgets.example.com"].path)
+			return err
+		})
+	}
+}
+
 // write creates n objects that must end under the key of that report id.
 func (o *oracle) write(resource string, n int, key string) {
 	o.t.Helper()
@@ -94,13 +108,7 @@ func TestCoverageIsExact(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = o.a.Kill() })
-	if err := o.a.Create(t.Context(), "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", widgetCRD); err != nil {
-		t.Fatal(err)
-	}
-	c.within(30*time.Second, "widgets are served", func(ctx context.Context) error {
-		_, err := o.a.Text(ctx, objects["widgets.example.com"].path)
-		return err
-	})
+	c.serveWidgets(o.a)
 	o.write("secrets", 5, "secretbox/box1")
 	for r, n := range map[string]int{"configmaps": 4, "deployments.apps": 3, "events": 4, "leases.coordination.k8s.io": 2, "widgets.example.com": 1, "replicationcontrollers": 2} {
 		o.write(r, n, "plain")

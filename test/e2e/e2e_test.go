@@ -24,7 +24,12 @@ import (
 
 var bin controlplane.Bin
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(bridgeVariable) != "" {
+		os.Exit(standIn(filepath.Base(os.Args[0]), os.Args[1:]))
+	}
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	ctx := context.Background()
@@ -55,7 +60,10 @@ type cluster struct {
 	arn   string
 }
 
-func newCluster(t *testing.T) *cluster {
+func newCluster(t *testing.T) *cluster { return newClusterOf(t, 1) }
+
+// newClusterOf is one with so many members of etcd.
+func newClusterOf(t *testing.T, members int) *cluster {
 	t.Helper()
 	// Short: a socket path has at most 107 bytes.
 	dir, err := os.MkdirTemp("", "ke")
@@ -68,11 +76,11 @@ func newCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(cloud.Close)
-	etcd, err := controlplane.StartEtcd(t.Context(), bin, dir)
+	etcd, err := controlplane.StartEtcds(t.Context(), bin, dir, members)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = etcd.Kill() })
+	t.Cleanup(func() { _ = etcd.KillAll() })
 	return &cluster{t: t, dir: dir, etcd: etcd, cloud: cloud, arn: cloud.CreateKey("eu-west-1", fakekms.KeyOptions{})}
 }
 
@@ -132,6 +140,12 @@ keys:
 // apiServer starts a kube-apiserver with these plugins as providers.
 func (c *cluster) apiServer(name string, plugins ...*controlplane.Plugin) *controlplane.APIServer {
 	c.t.Helper()
+	return c.apiServerWith(name, nil, plugins...)
+}
+
+// apiServerWith has further flags.
+func (c *cluster) apiServerWith(name string, flags []string, plugins ...*controlplane.Plugin) *controlplane.APIServer {
+	c.t.Helper()
 	enc := filepath.Join(c.dir, name+"-encryption.yaml")
 	var providers []controlplane.Provider
 	for i, p := range plugins {
@@ -140,7 +154,7 @@ func (c *cluster) apiServer(name string, plugins ...*controlplane.Plugin) *contr
 	if err := controlplane.EncryptionConfig(enc, providers...); err != nil {
 		c.t.Fatal(err)
 	}
-	a, err := controlplane.StartAPIServer(c.t.Context(), bin, c.dir, name, c.etcd, enc)
+	a, err := controlplane.StartAPIServer(c.t.Context(), bin, c.dir, name, c.etcd, enc, flags...)
 	if err != nil {
 		c.t.Fatal(err)
 	}
