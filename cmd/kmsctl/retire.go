@@ -15,6 +15,7 @@ import (
 	"kms-plugin.io/internal/durable"
 	"kms-plugin.io/internal/etcdstore/live"
 	"kms-plugin.io/internal/etcdstore/snapshot"
+	"kms-plugin.io/internal/fleet"
 	"kms-plugin.io/internal/kube"
 	"kms-plugin.io/internal/retirement"
 	"kms-plugin.io/internal/status"
@@ -83,6 +84,7 @@ func (f *retireFlags) run(c *cobra.Command, key string) error {
 	f.o.Canary = func(ctx context.Context) *canary.Report {
 		return canary.Run(ctx, canary.Options{Namespace: f.namespace, Writers: servers, Readers: servers, Etcd: e.Get, Prefix: f.prefix, Timeout: 15 * time.Second})
 	}
+	f.o.Overlooked = func(ctx context.Context) (string, string) { return fleet.Overlooked(ctx, servers) }
 	evidence, err := retirement.Gather(c.Context(), f.o)
 	bar.end()
 	if err != nil {

@@ -32,9 +32,12 @@ type Options struct {
 	Snapshots   []etcdstore.Source
 	NoSnapshots bool // there are none, says the operator
 	Canary      func(context.Context) *canary.Report
-	APIServers  int
-	Plugins     []string // listenAddress of each
-	Scrape      func(ctx context.Context, address string) (*status.Plugin, error)
+	// Overlooked names an API server that lives and is not asked, or says why that
+	// cannot be told.
+	Overlooked func(context.Context) (problem, unknown string)
+	APIServers int
+	Plugins    []string // listenAddress of each
+	Scrape     func(ctx context.Context, address string) (*status.Plugin, error)
 }
 
 // Check is one of them.
@@ -137,6 +140,14 @@ func apiServers(ctx context.Context, o Options) Check {
 		} else if w.Written {
 			c.Found = append(c.Found, fmt.Sprintf("%s writes under %s", w.Server, w.KeyID))
 		}
+	}
+	problem, unknown := o.Overlooked(ctx)
+	if problem != "" {
+		c.OK = false
+		c.Found = append(c.Found, problem)
+	}
+	if unknown != "" {
+		c.Found = append(c.Found, "whether an API server was overlooked cannot be told: "+unknown)
 	}
 	return c
 }

@@ -46,7 +46,8 @@ func good() Options {
 		Canary: func(context.Context) *canary.Report {
 			return &canary.Report{Writes: []canary.Write{{Server: "s", Written: true, KeyID: "new" + digest}}}
 		},
-		Scrape: func(context.Context, string) (*status.Plugin, error) { return plugin("retired", 0), nil }}
+		Overlooked: func(context.Context) (string, string) { return "", "" },
+		Scrape:     func(context.Context, string) (*status.Plugin, error) { return plugin("retired", 0), nil }}
 }
 
 func TestMayGo(t *testing.T) {
@@ -82,6 +83,9 @@ func TestMayNotGo(t *testing.T) {
 				return &canary.Report{Problems: []string{"s does not write"}, Writes: []canary.Write{{}}}
 			}
 		}, "s does not write"},
+		"an API server is not asked": {func(o *Options) {
+			o.Overlooked = func(context.Context) (string, string) { return "one on host cp3 lives", "" }
+		}, "FAIL  API servers: one on host cp3 lives"},
 		"no API server":         {func(o *Options) { o.Canary = func(context.Context) *canary.Report { return &canary.Report{} } }, "may NOT go"},
 		"a plugin is not asked": {func(o *Options) { o.Plugins = o.Plugins[:1] }, "1 plugins are given for 2"},
 		"a plugin is away": {func(o *Options) {
