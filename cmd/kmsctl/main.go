@@ -37,6 +37,14 @@ func programName(arg0 string) string {
 }
 
 func run(ctx context.Context, name string, args []string, stdout, stderr io.Writer) error {
+	root := rootCommand(name)
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return root.ExecuteContext(ctx)
+}
+
+func rootCommand(name string) *cobra.Command {
 	root := cli.Command(&cobra.Command{
 		Use:         "kmsctl",
 		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: name},
@@ -45,10 +53,7 @@ func run(ctx context.Context, name string, args []string, stdout, stderr io.Writ
 		RunE:        func(c *cobra.Command, _ []string) error { return c.Help() },
 	})
 	root.AddCommand(statusCommand(), coverageCommand(), inventoryCommand(), drillCommand(), canaryCommand(), rotateCommand(), retireCommand())
-	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
-	return root.ExecuteContext(ctx)
+	return root
 }
 
 func statusCommand() *cobra.Command {

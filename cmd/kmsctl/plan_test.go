@@ -1,0 +1,47 @@
+package main
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+
+	"kms-plugin.io/internal/fleet"
+	"kms-plugin.io/internal/rotation"
+)
+
+var printed = regexp.MustCompile(`(?m)(kmsctl .*?)(?:   #.*|, on each node)?$`)
+
+// Every command that a plan prints is one that kmsctl takes.
+func TestPlannedCommandsParse(t *testing.T) {
+	c := rotatePlanCommand()
+	if err := c.ParseFlags([]string{"--kubeconfig=/k", "--servers=https://a:1,https://b:2", "--endpoints=http://e:1", "--cacert=", "--prefix=/r", "--encryption-config=/e f", "--plugin-config=/p", "--plugins=h:1"}); err != nil {
+		t.Fatal(err)
+	}
+	flags := givenFlags(c)
+	if want := " --encryption-config='/e f'"; flags.Encryption != want {
+		t.Errorf("%q, want %q", flags.Encryption, want)
+	}
+	f := &rotation.Facts{Target: "next", KEK: "awskms arn:aws:kms:eu-west-1:1:key/x", Left: []string{"secrets: 1 of 2"}, KeyIDHash: "sha256:x", Fleet: &fleet.State{},
+		Old: []rotation.OldKey{{Name: "prod", Role: "read", KEK: "localfile /x"}}}
+	var b strings.Builder
+	for _, material := range []bool{false, true} {
+		f.Material = material
+		if err := rotation.MakePlan(f, flags).Print(&b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := printed.FindAllStringSubmatch(b.String(), -1)
+	if len(found) < 10 {
+		t.Fatalf("only %d commands in\n%s", len(found), b.String())
+	}
+	for _, m := range found {
+		args := strings.Fields(strings.ReplaceAll(m[1], "'/e f'", "/e"))[1:]
+		cmd, rest, err := rootCommand("kmsctl").Find(args)
+		if err == nil && cmd.HasParent() {
+			err = cmd.ParseFlags(rest)
+		}
+		if err != nil || !cmd.HasParent() {
+			t.Errorf("%s: %v", m[1], err)
+		}
+	}
+}
