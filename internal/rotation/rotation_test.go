@@ -20,7 +20,7 @@ import (
 	"kms-plugin.io/internal/stored"
 )
 
-const rules = `- {resources: [secrets, widgets.example.com], providers: [{kms: {apiVersion: v2, name: ours, endpoint: x}}, {identity: {}}]}
+const rules = `- {resources: [secrets, events, widgets.example.com], providers: [{kms: {apiVersion: v2, name: ours, endpoint: x}}, {identity: {}}]}
 - {resources: [pods], providers: [{aescbc: {keys: [{name: k, secret: eA==}]}}]}
 `
 
@@ -104,6 +104,7 @@ func TestStorageVersionMigration(t *testing.T) {
 		want    string // error
 	}{
 		"it does all":                   {func(*world, *Options) {}, nil, "StorageVersionMigration of widgets.example.com: Succeeded: Migration completed", ""},
+		"events are not for it":         {func(w *world, _ *Options) { w.etcd["/registry/events/ns/e"] = under("ours", "old") }, []string{"/registry/events/ns/e"}, "of secrets: Succeeded", ""},
 		"it leaves a resource out":      {func(w *world, _ *Options) { w.skip = "secrets" }, []string{"/registry/secrets/ns/b"}, "secrets: Succeeded", ""},
 		"it fails":                      {func(w *world, _ *Options) { w.fails = true }, []string{"/registry/secrets/ns/b"}, "Failed: made to fail", ""},
 		"nobody works it off":           {func(w *world, _ *Options) { w.manager = false }, []string{"/registry/secrets/ns/b"}, "kube-controller-manager has not renewed its lease", ""},

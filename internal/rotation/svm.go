@@ -32,6 +32,10 @@ var (
 	leases     = schema.GroupVersionResource{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}
 )
 
+// ignored is what the garbage collector does not watch by default, and so no migration
+// sees: one would never end (pkg/controller/garbagecollector, DefaultIgnoredResources).
+var ignored = schema.GroupResource{Resource: "events"}
+
 const (
 	migrationLabel = "kms-plugin.io/rotation" // its value is the start of the key_id's hash
 	// stalled is when a migration that shows no sign of life is left to patches. It
@@ -80,6 +84,9 @@ func migrateStorage(ctx context.Context, o Options, keyID string, m *migration) 
 		return nil
 	}
 	for _, u := range objs {
+		if u.resource == ignored {
+			continue
+		}
 		if err := s.begin(ctx, u); err != nil {
 			o.Say("re-encrypt: StorageVersionMigration of %s: %v; it is left to patches", u.resource, err)
 		}

@@ -100,6 +100,9 @@ func (w *world) serve(i int, r *http.Request) (int, any) {
 	}
 	path, isSecret := strings.CutPrefix(r.URL.Path, "/api/v1/namespaces/")
 	key := "/registry/secrets/" + strings.Replace(path, "/secrets", "", 1)
+	if namespace, name, isEvent := strings.Cut(path, "/events/"); isSecret && isEvent {
+		key = "/registry/events/" + namespace + "/" + name
+	}
 	if !isSecret {
 		path, ok := strings.CutPrefix(r.URL.Path, "/apis/example.com/v7/widgets/")
 		if !ok {
