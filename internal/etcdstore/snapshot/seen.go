@@ -26,6 +26,12 @@ func newSeen(expect int) *seen {
 	return s
 }
 
+// clear empties the set.
+func (s *seen) clear() {
+	clear(s.slots)
+	s.n = 0
+}
+
 // add tells whether a key belongs to this pass, and whether it is seen for the
 // first time.
 func (s *seen) add(key []byte, pass, passes int) (first, mine bool) {

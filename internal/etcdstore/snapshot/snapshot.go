@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -155,11 +154,11 @@ func (s *File) Scan(ctx context.Context, begin func(etcdstore.Info) (etcdstore.V
 	if tx.Size() > s.info.Bytes {
 		return &Error{s.path, fmt.Sprintf("truncated: it should have %d bytes and has %d", tx.Size(), s.info.Bytes), makeAgain}
 	}
-	keys := tx.Bucket([]byte("key"))
-	if keys == nil {
+	r := s.reader(db, tx)
+	if r.keys == nil {
 		return &Error{s.path, "a bbolt database, but not one of etcd: it has no bucket \"key\"", "give the file that etcdctl snapshot save wrote"}
 	}
-	info, revisions, err := s.describe(ctx, tx, keys)
+	info, revisions, err := r.describe(ctx)
 	if err != nil {
 		return err
 	}
@@ -175,7 +174,7 @@ func (s *File) Scan(ctx context.Context, begin func(etcdstore.Info) (etcdstore.V
 	}
 	passes := 1 + revisions/maxSeen
 	for pass := range passes {
-		if err := s.pass(ctx, keys, pass, passes, revisions, guarded); err != nil {
+		if err := r.pass(ctx, pass, passes, revisions, guarded); err != nil {
 			return err
 		}
 	}
@@ -187,72 +186,6 @@ func (s *File) openError(err error) error {
 		return &Error{s.path, "another process has it open", "never read the db file of a running member: take a snapshot, or copy the file"}
 	}
 	return &Error{s.path, fmt.Sprintf("not a database of etcd: %v", err), "is it compressed or encrypted? undo that first"}
-}
-
-// describe finds the revision and counts the revisions there are.
-func (s *File) describe(ctx context.Context, tx *bbolt.Tx, keys *bbolt.Bucket) (etcdstore.Info, int, error) {
-	info, n := s.info, 0
-	for c, k := keys.Cursor(), []byte(nil); ; n++ {
-		if n == 0 {
-			k, _ = c.First()
-		} else {
-			k, _ = c.Next()
-		}
-		if k == nil {
-			break
-		}
-		if len(k) != revisionSize && len(k) != revisionSize+1 {
-			return info, 0, &Error{s.path, "a key of bucket \"key\" is no revision", makeAgain}
-		}
-		info.Revision = int64(binary.BigEndian.Uint64(k))
-		if n%checkEvery == 0 && ctx.Err() != nil {
-			return info, 0, ctx.Err()
-		}
-	}
-	if meta := tx.Bucket([]byte("meta")); meta != nil {
-		if v := meta.Get([]byte("finishedCompactRev")); len(v) >= 8 {
-			info.Compacted = int64(binary.BigEndian.Uint64(v))
-		}
-		if v := meta.Get([]byte("storageVersion")); len(v) > 0 && len(v) < 32 {
-			info.Version = string(v)
-		}
-	}
-	info.Revision = max(info.Revision, info.Compacted)
-	info.Keys = int64(n)
-	return info, n, nil
-}
-
-const (
-	revisionSize = 17 // 8 bytes main, '_', 8 bytes sub; and 't' behind for a deletion
-	checkEvery   = 1 << 12
-	// maxSeen bounds memory: with more revisions than this the file is read in
-	// several passes, each for a share of the keys.
-	maxSeen = 4 << 20
-)
-
-// pass goes from the newest revision to the oldest: the first sight of a key is
-// its state, and older ones are history.
-func (s *File) pass(ctx context.Context, keys *bbolt.Bucket, pass, passes, revisions int, visit etcdstore.Visit) error {
-	seen := newSeen(revisions / passes)
-	c := keys.Cursor()
-	n := 0
-	for k, v := c.Last(); k != nil; k, v = c.Prev() {
-		if n++; n%checkEvery == 0 && ctx.Err() != nil {
-			return ctx.Err()
-		}
-		kv, err := decode(v)
-		if err != nil {
-			return &Error{s.path, fmt.Sprintf("revision %d is damaged: %v", binary.BigEndian.Uint64(k), err), makeAgain}
-		}
-		first, mine := seen.add(kv.Key, pass, passes)
-		if !mine || !first || len(k) == revisionSize+1 {
-			continue
-		}
-		if err := visit(kv); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 var errKeyValue = errors.New("not a KeyValue")

@@ -162,9 +162,9 @@ func TestScanAgainstReplay(t *testing.T) {
 	defer db.Close()
 	shared := map[string]string{}
 	err = db.View(func(tx *bbolt.Tx) error {
-		s := &File{path: path}
+		r := (&File{path: path}).reader(db, tx)
 		for pass := range 3 {
-			if err := s.pass(t.Context(), tx.Bucket([]byte("key")), pass, 3, len(history), func(kv etcdstore.KV) error {
+			if err := r.pass(t.Context(), pass, 3, len(history), func(kv etcdstore.KV) error {
 				shared[string(kv.Key)] += fmt.Sprintf("%s@%d", kv.Value, kv.ModRevision)
 				return nil
 			}); err != nil {
