@@ -81,7 +81,7 @@ func (b *bench) live(ctx context.Context) error {
 	}
 	defer func() { _ = e.Kill() }()
 	ours := []string{b.kmsctl, "coverage", "--endpoints", e.URL, "--cacert=", "--cert=", "--key="}
-	theirs := []string{bin.Etcdctl, "--endpoints", e.URL, "get", "--prefix", "/"}
+	theirs := []string{bin.Etcdctl, "--endpoints", e.URL, "--command-timeout", "10m", "get", "--prefix", "/"}
 	return b.compare(ctx, fmt.Sprintf("coverage of a live etcd, %s objects", grouped(objects)), want, ours, theirs)
 }
 
