@@ -18,7 +18,7 @@ import (
 const (
 	readRounds = 3
 	mostMemory = 256 // MiB, of kmsctl, whatever the size
-	gateFill   = 300_000
+	gateFill   = 150_000
 )
 
 // snapshots compares kmsctl coverage with etcdutl snapshot status: of what etcdutl
@@ -92,7 +92,11 @@ func (b *bench) compare(ctx context.Context, name string, want etcdfill.Contents
 	}
 	var times, ratios, again []float64
 	var peak, theirPeak float64
-	for range readRounds {
+	rounds := readRounds
+	if theirs == nil {
+		rounds = 1 // memory is the same in each
+	}
+	for range rounds {
 		o, err := runChild(ctx, nil, ours[0], ours[1:]...)
 		if err != nil {
 			return err
@@ -111,18 +115,18 @@ func (b *bench) compare(ctx context.Context, name string, want etcdfill.Contents
 		ratios = append(ratios, o.took.Seconds()/t[0].took.Seconds())
 		again = append(again, t[1].took.Seconds()/t[0].took.Seconds())
 	}
-	what := filepath.Base(ours[0])
+	what, same := "", name
 	if theirs != nil {
-		what = filepath.Base(theirs[0])
+		what, same = filepath.Base(theirs[0]), "the same"
 		b.add(Row{Figure: name + ": time for that of " + what, Value: span(ratios), Noise: span(again), Ratio: median(ratios), Target: "≤ 1.5 ×", Met: median(ratios) <= 1.5})
 	}
 	took := median(times)
-	b.add(Row{Figure: "the same: rate", Value: fmt.Sprintf("%s objects/s, %.0f MiB/s", grouped(int(float64(want.Objects)/took)), float64(want.Bytes)/took/(1<<20))})
+	b.add(Row{Figure: same + ": rate", Value: fmt.Sprintf("%s objects/s, %.0f MiB/s", grouped(int(float64(want.Objects)/took)), float64(want.Bytes)/took/(1<<20))})
 	memory := fmt.Sprintf("%.0f MiB", peak)
 	if theirs != nil {
 		memory += fmt.Sprintf(" (%s: %.0f)", what, theirPeak)
 	}
-	b.add(Row{Figure: "the same: peak memory", Value: memory, Target: fmt.Sprintf("≤ %d MiB", mostMemory), Met: peak <= mostMemory, Gate: true})
+	b.add(Row{Figure: same + ": peak memory", Value: memory, Target: fmt.Sprintf("≤ %d MiB", mostMemory), Met: peak <= mostMemory, Gate: true})
 	return nil
 }
 
