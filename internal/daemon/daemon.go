@@ -48,6 +48,7 @@ type daemon struct {
 	custody  *custody.Custodian
 	loaded   loaded
 	stateDir string
+	anchor   func() string // nil: probes carry nothing
 }
 
 // loaded is the configuration in force.
@@ -142,7 +143,7 @@ func start(ctx context.Context, o Options) (started, error) {
 	}
 	c := choice.config
 	obs := &observer{Metrics: m, log: newLogger(o.Log, c.LogLevel), changed: make(chan struct{}, 1)}
-	obs.audit, err = audit.Open(audit.Config{Path: c.Audit.Path, Refuse: c.Audit.OnFailure == "refuse", OnError: func(err error) {
+	obs.audit, err = audit.Open(audit.Config{Path: c.Audit.Path, Refuse: c.Audit.OnFailure == "refuse", Sync: audit.Sync(c.Audit.Sync), OnError: func(err error) {
 		m.AuditFailed()
 		obs.log.Error("audit record is lost", "error", err.Error())
 	}})
@@ -150,6 +151,9 @@ func start(ctx context.Context, o Options) (started, error) {
 		return started{}, cli.WithHint(err, "audit.path names it; leave it out for no audit log")
 	}
 	d := &daemon{source: o.Source, observer: obs, stateDir: c.StateDir}
+	if c.Audit.Anchor {
+		d.anchor = obs.audit.Anchor
+	}
 	if err := d.adopt(choice, o.Force); err != nil {
 		return started{}, err
 	}
@@ -160,7 +164,7 @@ func start(ctx context.Context, o Options) (started, error) {
 // instance remembers: the file on disk, else the last one that was in force.
 func (d *daemon) adopt(choice candidate, force bool) error {
 	for {
-		c, err := custody.New(custody.Config{Ring: choice.ring, Tuning: tuning(choice.config), StateDir: d.stateDir, Force: force, Observer: d.observer})
+		c, err := custody.New(custody.Config{Ring: choice.ring, Tuning: tuning(choice.config), StateDir: d.stateDir, Force: force, Observer: d.observer, Anchor: d.anchor})
 		if err == nil {
 			d.custody = c
 			d.inForce(choice)

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 	kmsapi "k8s.io/kms/apis/v2"
 
+	"kms-plugin.io/internal/audit/evidence"
 	"kms-plugin.io/internal/daemon"
 	"kms-plugin.io/internal/envelope"
 	"kms-plugin.io/test/fakekms"
@@ -449,6 +450,30 @@ func TestSIGHUP(t *testing.T) {
 			err = errors.New("no record")
 		}
 		return err
+	})
+	i.anchored(i.dir+"/audit.log", i.dir+"/audit.log.1")
+}
+
+// anchored demands that what the cloud logged of the probes confirms the audit log.
+func (i *instance) anchored(files ...string) {
+	i.t.Helper()
+	trail := filepath.Join(i.dir, "trail.json")
+	i.eventually("records are anchored", func() error {
+		if err := os.WriteFile(trail, i.cloud.Trail(), 0o600); err != nil {
+			return err
+		}
+		anchors, err := evidence.LoadAnchors([]string{trail})
+		if err != nil {
+			return err
+		}
+		r, err := evidence.Verify(files, anchors, false)
+		if err != nil {
+			return err
+		}
+		if !r.Holds || len(r.Chains) != 1 || r.Chains[0].Anchored < 2 {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
 	})
 }
 
