@@ -49,6 +49,7 @@ type daemon struct {
 	loaded   loaded
 	stateDir string
 	anchor   func() string // nil: probes carry nothing
+	keepers  *keepers
 }
 
 // loaded is the configuration in force.
@@ -94,6 +95,7 @@ func (d *daemon) serve(ctx context.Context, o Options, reg *prometheus.Registry,
 	go func() { auditDone <- d.observer.audit.Run(auditCtx) }()
 
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.keepers.run(ctx) })
 	g.Go(func() error { return d.custody.Run(ctx) })
 	g.Go(func() error { return server.Serve(sock) })
 	g.Go(func() error {
@@ -102,7 +104,7 @@ func (d *daemon) serve(ctx context.Context, o Options, reg *prometheus.Registry,
 		return nil
 	})
 	g.Go(func() error {
-		d.observer.publish(ctx, d.custody.Report)
+		d.observer.publish(ctx, d.custody.Report, d.keepers.report)
 		return nil
 	})
 	g.Go(func() error { return d.watch(ctx, o.Reload) })
@@ -150,7 +152,7 @@ func start(ctx context.Context, o Options) (started, error) {
 	if err != nil {
 		return started{}, cli.WithHint(err, "audit.path names it; leave it out for no audit log")
 	}
-	d := &daemon{source: o.Source, observer: obs, stateDir: c.StateDir}
+	d := &daemon{source: o.Source, observer: obs, stateDir: c.StateDir, keepers: newKeepers(obs)}
 	if c.Audit.Anchor {
 		d.anchor = obs.audit.Anchor
 	}
@@ -184,6 +186,7 @@ func (d *daemon) adopt(choice candidate, force bool) error {
 // inForce notes a configuration that serves from now on.
 func (d *daemon) inForce(c candidate) {
 	d.loaded = loaded{hash: c.hash, config: c.config, keks: c.keks}
+	d.keepers.set(c.ring.Entries())
 	d.observer.Reloaded(true, c.hash)
 	d.observer.bounds(tuning(c.config))
 	d.observer.DiskDiffers(c.rejected != nil)
