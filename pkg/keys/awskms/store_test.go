@@ -43,6 +43,12 @@ func (i *issuer) fetch(ctx context.Context) (aws.Credentials, error) {
 	return c, err
 }
 
+func (i *issuer) times() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.asked
+}
+
 func (i *issuer) set(err error, hang bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -89,8 +95,8 @@ func TestRenewedAheadWithJitter(t *testing.T) {
 		seconds := map[int64]int{}
 		for _, i := range all {
 			seconds[i.askeds[1].Unix()]++
-			if i.asked < 24 || i.asked > 29 {
-				t.Errorf("asked %d times in a day", i.asked)
+			if i.times() < 24 || i.times() > 29 {
+				t.Errorf("asked %d times in a day", i.times())
 			}
 		}
 		if len(seconds) < 10 {
@@ -114,17 +120,17 @@ func TestSourceFails(t *testing.T) {
 			t.Errorf("described as %+v", d)
 		}
 		time.Sleep(2 * time.Minute)
-		before, asked := time.Now(), i.asked
+		before, asked := time.Now(), i.times()
 		for range 1000 {
 			if _, err := s.Retrieve(t.Context()); err == nil || !strings.Contains(err.Error(), "role withdrawn") {
 				t.Fatalf("after its end: %v", err)
 			}
 		}
-		if time.Since(before) != 0 || i.asked > asked+1 {
-			t.Errorf("1000 calls took %s and asked %d times", time.Since(before), i.asked-asked)
+		if time.Since(before) != 0 || i.times() > asked+1 {
+			t.Errorf("1000 calls took %s and asked %d times", time.Since(before), i.times()-asked)
 		}
-		if i.asked > 60 {
-			t.Errorf("asked %d times within some eight minutes of failure", i.asked)
+		if i.times() > 60 {
+			t.Errorf("asked %d times within some eight minutes of failure", i.times())
 		}
 		i.set(nil, false)
 		time.Sleep(retryMost * 3 / 2)
@@ -181,8 +187,8 @@ func TestNobodyKeepsIt(t *testing.T) {
 		}
 		calls.Wait()
 		time.Sleep(61 * time.Minute)
-		if _, err := s.Retrieve(t.Context()); err != nil || good.Load() != 50 || i.asked != 2 {
-			t.Errorf("%v, %d good, asked %d times", err, good.Load(), i.asked)
+		if _, err := s.Retrieve(t.Context()); err != nil || good.Load() != 50 || i.times() != 2 {
+			t.Errorf("%v, %d good, asked %d times", err, good.Load(), i.times())
 		}
 	})
 }
@@ -196,8 +202,8 @@ func TestRefusedCredentialIsRenewed(t *testing.T) {
 			s.refused()
 			time.Sleep(100 * time.Millisecond)
 		}
-		if i.asked < 3 || i.asked > 6 {
-			t.Errorf("asked %d times in a minute of refusals", i.asked)
+		if i.times() < 3 || i.times() > 6 {
+			t.Errorf("asked %d times in a minute of refusals", i.times())
 		}
 	})
 }
@@ -208,8 +214,8 @@ func TestSameCredentialAgain(t *testing.T) {
 		i := &issuer{same: time.Now().Add(time.Hour)}
 		s := kept(t, i)
 		time.Sleep(58 * time.Minute)
-		if i.asked < 5 || i.asked > 40 {
-			t.Errorf("asked %d times for the same", i.asked)
+		if i.times() < 5 || i.times() > 40 {
+			t.Errorf("asked %d times for the same", i.times())
 		}
 		i.mu.Lock()
 		i.same = time.Now().Add(time.Hour)
