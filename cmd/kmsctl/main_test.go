@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	kmsapi "k8s.io/kms/apis/v2"
 
+	"kms-plugin.io/internal/audit"
 	"kms-plugin.io/internal/cli"
 )
 
@@ -168,5 +169,62 @@ func TestAsKubectlPlugin(t *testing.T) {
 	_, errs, code := program(t, "kubectl-kms", "rotat")
 	if want := "kubectl kms: error: unknown command \"rotat\" for \"kubectl kms\"\nhint: kubectl kms --help\n"; code != cli.ExitUsage || errs != want {
 		t.Errorf("code %d, stderr %q; want %q", code, errs, want)
+	}
+}
+
+// auditLog writes a log of two records, and a third that was edited if so wanted.
+func auditLog(t *testing.T, edited bool) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "audit.log")
+	l, err := audit.Open(audit.Config{Path: path, Refuse: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := l.Record(audit.Record{Op: "encrypt", Outcome: "ok"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if edited {
+		data = bytes.Replace(data, []byte("encrypt"), []byte("decrypt"), 1)
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestAuditVerify(t *testing.T) {
+	good, bad := auditLog(t, false), auditLog(t, true)
+	notJSON := filepath.Join(t.TempDir(), "trail")
+	if err := os.WriteFile(notJSON, []byte("hello"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		args           []string
+		code           int
+		stdout, stderr string
+	}{
+		"fine":          {[]string{good}, 0, "records 1 to 3", ""},
+		"fine, json":    {[]string{good, "-o", "json"}, 0, `"holds": true`, ""},
+		"edited":        {[]string{bad}, 3, "FOUND " + bad + ":3: record 3 holds the digest of another record than 2", ""},
+		"edited, json":  {[]string{bad, "-o", "json"}, 3, `"line": 3`, ""},
+		"no file":       {[]string{"/nonexistent"}, 1, "", "audit log: open /nonexistent: no such file"},
+		"no argument":   {nil, 2, "", "hint: kmsctl --help"},
+		"output":        {[]string{good, "-o", "xml"}, 2, "", `-o "xml" is neither text nor json`},
+		"anchors":       {[]string{good, "--anchors", notJSON}, 1, "", "is not JSON of CloudTrail"},
+		"anchors, hint": {[]string{good, "--anchors", notJSON}, 1, "", "hint: give files of a trail in S3"},
+	} {
+		stdout, stderr, code := command(append([]string{"audit", "verify"}, tc.args...)...)
+		if code != tc.code || !strings.Contains(stdout, tc.stdout) || !strings.Contains(stderr, tc.stderr) {
+			t.Errorf("%s: exit %d\n%s%s", name, code, stdout, stderr)
+		}
 	}
 }

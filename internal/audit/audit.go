@@ -1,67 +1,68 @@
 // Package audit is the append-only record of what was done with the keys: one
-// JSON object a line (docs/audit.md). It is no log for people and holds no bytes
-// of any key. It must not know what an operation does.
+// JSON object a line, each naming the digest of the line before (docs/audit.md).
+// It is no log for people and holds no bytes of any key. It must not know what an
+// operation does; package evidence reads what is written here.
 package audit
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
-// Record is one line. docs/audit.md describes the fields.
-type Record struct {
-	Time      time.Time `json:"time"`
-	Seq       uint64    `json:"seq"`
-	Op        string    `json:"op"`
-	UID       string    `json:"uid,omitempty"`
-	KeyID     string    `json:"keyID,omitempty"`
-	KEK       string    `json:"kek,omitempty"`
-	LocalKEK  string    `json:"localKEK,omitempty"`
-	RequestID string    `json:"requestID,omitempty"`
-	Outcome   string    `json:"outcome"`
-	Error     string    `json:"error,omitempty"`
-}
+// Sync says when what was written must survive a loss of power.
+type Sync string
+
+// The policies. A crash of the process alone loses nothing that was written.
+const (
+	SyncNone     Sync = "none"     // when the kernel likes
+	SyncInterval Sync = "interval" // within syncInterval; "" is this
+	SyncEach     Sync = "each"     // after every write; with Refuse before its operation is answered
+)
+
+// syncInterval is what a loss of power may cost with SyncInterval.
+const syncInterval = time.Second
 
 // Config is where records go and what happens when they cannot.
 type Config struct {
-	Path    string      // "" drops all records
-	Refuse  bool        // write each record before its operation is answered, and fail it otherwise
+	Path    string // "" drops all records
+	Refuse  bool   // write each record before its operation is answered, and fail it otherwise
+	Sync    Sync
 	OnError func(error) // told of each failure; must not block
 }
 
 // maxPending bounds the bytes that wait for the disk: some ten thousand records.
 const maxPending = 4 << 20
 
-// maxField bounds what a caller's uid or a cloud's message can add to a line, in
-// bytes. Everything we make ourselves is shorter.
-const maxField = 1 << 10
-
 // Log is safe for concurrent use.
 type Log struct {
 	config   Config
 	failures atomic.Uint64
-	wake     chan struct{} // capacity 1: records wait
+	wake     chan struct{}        // capacity 1: records wait
+	anchor   atomic.Pointer[Head] // last record that Sync promises to keep
 
 	pendingMu sync.Mutex
-	seq       uint64
-	pending   []byte // encoded lines
+	pending   []byte // encoded records, not yet in the chain, each with a newline
 	spare     []byte // the other of two buffers
+	dropped   uint64 // for a full queue, since the last flush
 
-	mu   sync.Mutex
-	file *os.File
-	torn bool // the last write ended within a line
+	mu     sync.Mutex // held across writes, not across a late fsync
+	file   *os.File
+	head   Head   // of what is in the file
+	open   bool   // the file ends within a line
+	due    notice // told before the next record
+	doubt  bool   // a write failed: what became of batch only the file knows
+	batch  batch
+	out    []byte
+	synced uint64 // number of the last record that survives a loss of power
 }
 
-// Open opens or creates the file, mode 0600. Run must run for records to be
+// Open opens or creates the file, mode 0600, and goes on with the chain that it,
+// or the file rotated before it, ends with. Run must run for records to be
 // written unless Config.Refuse is set.
 func Open(c Config) (*Log, error) {
 	l := &Log{config: c, wake: make(chan struct{}, 1)}
@@ -71,80 +72,80 @@ func Open(c Config) (*Log, error) {
 	return l, l.Reopen()
 }
 
-// Reopen opens the path again, as after a rotation by logrotate.
+// Reopen opens the path again, as after a rotation by logrotate. The first record
+// of a new file holds the digest of the last one of the old. On an error the old
+// file stays in use.
 func (l *Log) Reopen() error {
 	if l.config.Path == "" {
 		return nil
 	}
-	f, err := openAppend(l.config.Path)
-	if err != nil {
-		return fmt.Errorf("open audit log: %w", err)
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.file != nil {
-		_ = l.file.Close() // every write to it is done
+	f, err := openAppend(l.config.Path, l.file)
+	if err != nil || f == nil {
+		return err
 	}
-	l.file, l.torn = f, false // openAppend closed an open line
+	end, err := readTail(f)
+	if err != nil {
+		return errors.Join(fmt.Errorf("read audit log %q: %w", l.config.Path, err), f.Close())
+	}
+	if l.file == nil {
+		l.start(end)
+	} else {
+		l.leave()
+	}
+	l.file, l.open, l.due.open = f, end.open, true
+	lost, err := l.write(nil)
+	_ = l.failed(lost, err) // it stays due
 	return nil
 }
 
-func openAppend(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
+// start takes up the chain that the log ends with, or the file before it.
+func (l *Log) start(end tail) {
+	if end.empty {
+		end = before(l.config.Path)
+		l.due.leave(end.torn)
+		end.torn = ""
 	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%q is not a regular file", path)
+	if end.head.Seq == 0 {
+		end.head = newChain()
 	}
-	if err == nil && info.Mode().Perm()&0o077 != 0 {
-		err = fmt.Errorf("%q has mode %#o and others could read or change it: chmod 600 it", path, info.Mode().Perm())
-	}
-	if err == nil {
-		err = endLine(f, info.Size())
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	l.head, l.due.torn = end.head, end.torn
 }
 
-// endLine closes a line that a crash left open.
-func endLine(f *os.File, size int64) error {
-	if size == 0 {
-		return nil
+// leave ends the use of a file; the next record, in another file, tells what the
+// last write to this one has lost.
+func (l *Log) leave() {
+	_ = l.settle()
+	l.due.leave(l.due.torn)
+	if l.config.Sync != SyncNone {
+		_ = l.failed(0, l.file.Sync())
 	}
-	last := make([]byte, 1)
-	if _, err := f.ReadAt(last, size-1); err != nil {
-		return err
-	}
-	if last[0] == '\n' {
-		return nil
-	}
-	_, err := f.Write([]byte("\n"))
-	return err
+	_ = l.file.Close()
 }
 
-// Record takes one record, whose time and number it sets. With Refuse it has
-// been given to the kernel when Record returns nil; otherwise it is queued, never
-// waits for the disk and never fails: a full queue drops it, counts and tells
-// OnError. Fields longer than maxField are cut.
+// Record takes one record, whose time and place it sets. With Refuse it has been
+// given to the kernel when Record returns nil; otherwise it is queued, never waits
+// for the disk and never fails: a full queue drops it, counts and tells OnError.
+// Fields longer than maxField are cut.
 func (l *Log) Record(r Record) error {
 	if l == nil || l.config.Path == "" {
 		return nil
 	}
+	r.Lost, r.Torn = 0, ""
 	if l.config.Refuse {
 		return l.writeNow(r)
 	}
 	l.pendingMu.Lock()
 	full := len(l.pending) > maxPending
-	if !full {
-		l.pending = l.encode(l.pending, r)
+	if full {
+		l.dropped++
+	} else {
+		l.pending = append(stamp(r).append(l.pending), '\n')
 	}
 	l.pendingMu.Unlock()
 	if full {
-		l.failed(1, fmt.Errorf("audit queue of %d bytes is full, a record is lost", maxPending))
+		_ = l.failed(1, fmt.Errorf("audit queue of %d bytes is full, a record is lost", maxPending))
 		return nil
 	}
 	select {
@@ -154,35 +155,39 @@ func (l *Log) Record(r Record) error {
 	return nil
 }
 
+func stamp(r Record) *Record {
+	r.Time = time.Now().UTC()
+	return &r
+}
+
 // writeNow answers for its own record alone, so that nobody takes the loss of
 // another's for a success.
 func (l *Log) writeNow(r Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.pendingMu.Lock()
-	l.spare = l.encode(l.spare[:0], r)
-	l.pendingMu.Unlock()
-	return l.failed(1, l.write(l.spare))
-}
-
-// encode numbers a record and appends its line; the caller holds pendingMu.
-func (l *Log) encode(b []byte, r Record) []byte {
-	l.seq++
-	r.Seq, r.Time = l.seq, time.Now().UTC()
-	return append(r.append(b), '\n')
+	l.spare = append(stamp(r).append(l.spare[:0]), '\n')
+	_, err := l.write(l.spare)
+	return l.failed(1, err)
 }
 
 // Run writes queued records until ctx ends and the queue is empty.
 func (l *Log) Run(ctx context.Context) error {
+	tick := time.NewTicker(syncInterval)
+	defer tick.Stop()
 	for {
 		select {
 		case <-l.wake:
 			_ = l.flush() // counted and told; the next records may fare better
+		case <-tick.C:
+			l.syncLate()
 		case <-ctx.Done():
 			return l.flush()
 		}
 	}
 }
+
+// keepBuffer is how large a buffer may stay in memory after a burst.
+const keepBuffer = 64 << 10
 
 // flush writes what waits. Two buffers take turns, so that a burst costs one
 // write and recording goes on meanwhile. What cannot be written is lost.
@@ -190,83 +195,20 @@ func (l *Log) flush() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pendingMu.Lock()
-	out := l.pending
-	l.pending, l.spare = l.spare[:0], nil
+	out, dropped := l.pending, l.dropped
+	l.pending, l.spare, l.dropped = l.spare[:0], nil, 0
 	l.pendingMu.Unlock()
-	err := l.write(out)
+	if dropped > 0 {
+		defer l.lose(dropped, fmt.Errorf("the queue of %d bytes was full", maxPending)) // they came after those in out
+	}
+	lost, err := l.write(out)
 	if cap(out) <= keepBuffer {
 		l.spare = out
 	}
-	return l.failed(bytes.Count(out, []byte{'\n'}), err)
-}
-
-// write appends whole lines; the caller holds mu. A full disk may cut a line:
-// the next one then starts on a line of its own.
-func (l *Log) write(lines []byte) error {
-	if len(lines) == 0 {
-		return nil
+	if cap(l.out) > keepBuffer {
+		l.out = nil
 	}
-	if l.file == nil {
-		return errors.New("audit log is closed")
-	}
-	if l.torn {
-		if _, err := l.file.Write([]byte{'\n'}); err != nil {
-			return err
-		}
-		l.torn = false
-	}
-	n, err := l.file.Write(lines)
-	l.torn = err != nil && n > 0 && lines[n-1] != '\n'
-	return err
-}
-
-// keepBuffer is how large a buffer may stay in memory after a burst.
-const keepBuffer = 64 << 10
-
-// append encodes a record as encoding/json would (a test compares them), without
-// its cost: there is one for every call.
-func (r *Record) append(b []byte) []byte {
-	b = append(b, `{"time":"`...)
-	b = r.Time.AppendFormat(b, time.RFC3339Nano)
-	b = append(b, `","seq":`...)
-	b = strconv.AppendUint(b, r.Seq, 10)
-	b = appendField(b, "op", r.Op, true)
-	b = appendField(b, "uid", r.UID, false)
-	b = appendField(b, "keyID", r.KeyID, false)
-	b = appendField(b, "kek", r.KEK, false)
-	b = appendField(b, "localKEK", r.LocalKEK, false)
-	b = appendField(b, "requestID", r.RequestID, false)
-	b = appendField(b, "outcome", r.Outcome, true)
-	b = appendField(b, "error", r.Error, false)
-	return append(b, '}')
-}
-
-func appendField(b []byte, name, value string, always bool) []byte {
-	if value == "" && !always {
-		return b
-	}
-	if len(value) > maxField {
-		value = value[:maxField] + "..."
-	}
-	b = append(append(append(b, ',', '"'), name...), '"', ':')
-	if plain(value) {
-		return append(append(append(b, '"'), value...), '"')
-	}
-	quoted, err := json.Marshal(value)
-	if err != nil {
-		quoted = []byte(`""`) // cannot happen: a string always encodes
-	}
-	return append(b, quoted...)
-}
-
-// plain strings need no escape in JSON.
-func plain(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c < 0x20 || c > 0x7e || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
-			return false
-		}
-	}
-	return true
+	return l.failed(lost, err)
 }
 
 func (l *Log) failed(records int, err error) error {
@@ -282,6 +224,15 @@ func (l *Log) failed(records int, err error) error {
 // Failures counts records that could not be written.
 func (l *Log) Failures() uint64 { return l.failures.Load() }
 
+// Anchor is what stands for all records that are safe by the policy of Sync, to be
+// kept where nobody of this node can change it; "" if there is none.
+func (l *Log) Anchor() string {
+	if h := l.anchor.Load(); h != nil {
+		return h.Anchor()
+	}
+	return ""
+}
+
 // Close closes the file; Run must have ended.
 func (l *Log) Close() error {
 	l.mu.Lock()
@@ -289,7 +240,13 @@ func (l *Log) Close() error {
 	if l.file == nil {
 		return nil
 	}
+	if l.doubt || l.due.any() {
+		_, _ = l.write(nil) // a last try to tell what was lost, which is counted
+	}
 	f := l.file
 	l.file = nil
+	if l.config.Sync == SyncNone {
+		return f.Close()
+	}
 	return errors.Join(f.Sync(), f.Close())
 }

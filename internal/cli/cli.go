@@ -63,7 +63,7 @@ func ExitCode(err error) int {
 		return ExitOK
 	case errors.Is(err, ErrFound):
 		return ExitFound
-	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"), strings.Contains(err.Error(), "arg(s), received"), strings.HasPrefix(err.Error(), "required flag"):
+	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"), strings.Contains(err.Error(), "arg(s), "), strings.HasPrefix(err.Error(), "required flag"):
 		return ExitUsage // cobra has no types for these
 	}
 	return ExitFailed

@@ -77,6 +77,8 @@ type LocalFile struct {
 type Audit struct {
 	Path      string `yaml:"path"`      // "" is none
 	OnFailure string `yaml:"onFailure"` // continue or refuse
+	Sync      string `yaml:"sync"`      // none, interval or each
+	Anchor    bool   `yaml:"anchor"`    // probes carry the end of the log to the KMS
 }
 
 // Probe is how the prober asks the KMS.
@@ -112,7 +114,7 @@ func defaults() *Config {
 		ListenAddress: "127.0.0.1:8082",
 		Wrapping:      keys.WrapLocalKEK,
 		Socket:        Socket{AllowedUIDs: []uint32{0}},
-		Audit:         Audit{OnFailure: "continue"},
+		Audit:         Audit{OnFailure: "continue", Sync: "interval", Anchor: true},
 		Probe:         Probe{Interval: time.Minute},
 		Rotation:      Rotation{Observations: 3, SettleTime: 5 * time.Minute, ReadableFor: 10 * time.Minute},
 		Health: Health{MaxOutage: 24 * time.Hour, MaxOutageDecrypt: 72 * time.Hour, KeyState: time.Minute,

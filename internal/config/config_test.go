@@ -101,6 +101,7 @@ func TestParseRefuses(t *testing.T) {
 		"reserved context":     {replace("keyARN: "+arn, "keyARN: "+arn+"\n    encryptionContext: {kms-plugin-type: seed}"), 11, "reserved", ""},
 		"relative keyset":      {replace("/etc/kms-plugin/lab.keyset", "lab"), 14, "not a clean absolute path", ""},
 		"onFailure":            {good + "audit: {onFailure: ignore}\n", 15, "neither continue nor refuse", ""},
+		"sync":                 {good + "audit: {path: /a, sync: always}\n", 15, "none of none, interval, each", ""},
 		"refuse without path":  {good + "audit: {onFailure: refuse}\n", 15, "needs a path", ""},
 		"bad duration":         {good + "probe: {interval: 60}\n", 15, "cannot unmarshal", ""},
 		"short duration":       {good + "probe: {interval: 1ms}\n", 15, "out of range", "durations look like"},

@@ -165,6 +165,9 @@ func (k *checker) audit() {
 	if a.OnFailure != "continue" && a.OnFailure != "refuse" {
 		k.bad("audit.onFailure", "refuse stops the cluster's writes when the log cannot be written", "%q is neither continue nor refuse", a.OnFailure)
 	}
+	if a.Sync != "none" && a.Sync != "interval" && a.Sync != "each" {
+		k.bad("audit.sync", "interval is right unless a loss of power may cost no record at all", "%q is none of none, interval, each", a.Sync)
+	}
 	if a.Path != "" {
 		k.absolute("audit.path", a.Path)
 	} else if a.OnFailure == "refuse" {

@@ -139,7 +139,7 @@ func (k *Custodian) create(ctx context.Context, h *held, e *keys.Entry, r *keys.
 	if r.Wrapping() == keys.WrapDirect {
 		t = keys.BlobProbe // nothing but the material is wanted
 	}
-	ver, err := k.wrapVerified(ctx, h, t, secret)
+	ver, err := k.wrapVerified(ctx, h, t, "", secret)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -42,6 +42,9 @@ type Config struct {
 	StateDir string // "" keeps no state
 	Force    bool   // let the first ring pass the guards of Replace
 	Observer Observer
+	// Anchor is what a probe carries into the log of the KMS; nil or "" is nothing.
+	// It must not block.
+	Anchor func() string
 }
 
 // Event is one change worth a log line and an audit record.
@@ -69,6 +72,7 @@ type Observer interface {
 // Custodian implements plugin.Backend.
 type Custodian struct {
 	observer Observer
+	anchor   func() string
 	clock    *boottime.Clock
 	stateDir string
 	cache    *unwrapper
@@ -126,8 +130,11 @@ type active struct {
 // goroutine. Run does.
 func New(c Config) (*Custodian, error) {
 	k := &Custodian{
-		observer: c.Observer, clock: boottime.New(), stateDir: c.StateDir,
+		observer: c.Observer, anchor: c.Anchor, clock: boottime.New(), stateDir: c.StateDir,
 		tuning: c.Tuning, started: time.Now(),
+	}
+	if k.anchor == nil {
+		k.anchor = func() string { return "" }
 	}
 	k.cache = newUnwrapper()
 	k.loadState(c.Ring.ClusterID())

@@ -35,6 +35,7 @@ type cloud struct {
 	hang     bool
 	calls    map[keys.Op]int
 	bound    []string // types of the contexts seen
+	anchors  []string // "<type> <anchor>" of those with an anchor
 }
 
 func newCloud(name string) *cloud {
@@ -82,6 +83,9 @@ func (c *cloud) begin(ctx context.Context, op keys.Op, bound keys.Context) error
 	c.mu.Lock()
 	c.calls[op]++
 	c.bound = append(c.bound, bound[keys.ContextType])
+	if a := bound[keys.ContextAudit]; a != "" {
+		c.anchors = append(c.anchors, string(op)+" "+bound[keys.ContextType]+" "+a)
+	}
 	err, hang := c.fail[op], c.hang
 	c.mu.Unlock()
 	if hang {
@@ -197,7 +201,12 @@ func read(name string, c *cloud) keys.Entry {
 func start(t *testing.T, r *keys.Ring, dir string) *instance {
 	t.Helper()
 	w := &watcher{}
-	c, err := custody.New(custody.Config{Ring: r, Tuning: tuning, StateDir: dir, Observer: w})
+	return startWith(t, w, custody.Config{Ring: r, Tuning: tuning, StateDir: dir, Observer: w})
+}
+
+func startWith(t *testing.T, w *watcher, config custody.Config) *instance {
+	t.Helper()
+	c, err := custody.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -905,6 +914,38 @@ func TestContextTypes(t *testing.T) {
 		defer c.mu.Unlock()
 		if got := fmt.Sprint(c.bound); got != "[local-kek local-kek probe probe]" {
 			t.Errorf("encryption contexts of the calls = %s", got)
+		}
+	})
+}
+
+// A probe carries the end of the audit log into the KMS, in both of its calls, and
+// nothing else does. A blob that was kept is unwrapped with the anchor it was made
+// with: after a restart, by a key that only reads, and when anchoring was switched off.
+func TestAnchor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, other := newCloud("a"), newCloud("b")
+		n, dir := 0, t.TempDir()
+		w := &watcher{}
+		i := startWith(t, w, custody.Config{Ring: ring(t, write("prod", c)), Tuning: tuning, StateDir: dir, Observer: w,
+			Anchor: func() string { n++; return fmt.Sprint("anchor-", n) }})
+		mustOpen(t, i, mustSeal(t, i))
+		sleep(70 * time.Second)
+		if got := strings.Join(c.anchors, "; "); got != "wrap probe anchor-1; unwrap probe anchor-1" {
+			t.Fatalf("the KMS saw %q", got)
+		}
+		i.stop()
+		c.mu.Lock()
+		c.anchors = nil
+		c.mu.Unlock()
+		startWith(t, w, custody.Config{Ring: ring(t, write("next", other), read("prod", c)), Tuning: tuning, StateDir: dir, Force: true, Observer: w})
+		sleep(200 * time.Second)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if len(c.anchors) < 2 || slices.ContainsFunc(c.anchors, func(s string) bool { return s != "unwrap probe anchor-1" }) {
+			t.Errorf("the KMS saw %q of a read key", c.anchors)
+		}
+		if len(other.anchors) > 0 {
+			t.Errorf("anchors %q without any", other.anchors)
 		}
 	})
 }

@@ -73,11 +73,12 @@ func (k *Custodian) probeWrap(ctx context.Context, h *held) error {
 	if _, err := rand.Read(canary); err != nil {
 		return err
 	}
-	v, err := k.wrapVerified(ctx, h, keys.BlobProbe, canary)
+	anchor := k.anchor()
+	v, err := k.wrapVerified(ctx, h, keys.BlobProbe, anchor, canary)
 	if err != nil {
 		return err
 	}
-	h.kept.Store(&state.Kept{Type: keys.BlobProbe, Blob: v.Blob})
+	h.kept.Store(&state.Kept{Type: keys.BlobProbe, Blob: v.Blob, Anchor: anchor})
 	k.noteMaterial(h, v.Material)
 	k.touch()
 	return nil
@@ -85,9 +86,9 @@ func (k *Custodian) probeWrap(ctx context.Context, h *held) error {
 
 // wrapVerified is keys.WrapVerified with each half told to the health of its
 // operation. When the wrap fails, a kept blob shows whether the unwrap does too.
-func (k *Custodian) wrapVerified(ctx context.Context, h *held, t keys.BlobType, payload keys.Secret) (keys.Verified, error) {
+func (k *Custodian) wrapVerified(ctx context.Context, h *held, t keys.BlobType, anchor string, payload keys.Secret) (keys.Verified, error) {
 	e := h.entry.Load()
-	bound := keys.NewContext(k.view.Load().ring.ClusterID(), t, e.Context)
+	bound := keys.NewContext(k.view.Load().ring.ClusterID(), t, e.Context).WithAudit(anchor)
 	plain := envelope.MarshalPlain(t, payload)
 	defer plain.Destroy()
 	wctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
@@ -130,7 +131,8 @@ func (k *Custodian) probeKept(ctx context.Context, h *held) error {
 	e := h.entry.Load()
 	uctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
 	defer cancel()
-	u, err := e.KEK.Unwrap(uctx, kept.Blob, keys.NewContext(k.view.Load().ring.ClusterID(), kept.Type, e.Context))
+	bound := keys.NewContext(k.view.Load().ring.ClusterID(), kept.Type, e.Context).WithAudit(kept.Anchor)
+	u, err := e.KEK.Unwrap(uctx, kept.Blob, bound)
 	if err == nil {
 		_, err = envelope.ParsePlain(kept.Type, u.Plaintext)
 		u.Plaintext.Destroy()

@@ -48,6 +48,8 @@ type daemon struct {
 	custody  *custody.Custodian
 	loaded   loaded
 	stateDir string
+	anchor   func() string // nil: probes carry nothing
+	keepers  *keepers
 }
 
 // loaded is the configuration in force.
@@ -93,6 +95,7 @@ func (d *daemon) serve(ctx context.Context, o Options, reg *prometheus.Registry,
 	go func() { auditDone <- d.observer.audit.Run(auditCtx) }()
 
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.keepers.run(ctx) })
 	g.Go(func() error { return d.custody.Run(ctx) })
 	g.Go(func() error { return server.Serve(sock) })
 	g.Go(func() error {
@@ -101,7 +104,7 @@ func (d *daemon) serve(ctx context.Context, o Options, reg *prometheus.Registry,
 		return nil
 	})
 	g.Go(func() error {
-		d.observer.publish(ctx, d.custody.Report)
+		d.observer.publish(ctx, d.custody.Report, d.keepers.report)
 		return nil
 	})
 	g.Go(func() error { return d.watch(ctx, o.Reload) })
@@ -142,14 +145,17 @@ func start(ctx context.Context, o Options) (started, error) {
 	}
 	c := choice.config
 	obs := &observer{Metrics: m, log: newLogger(o.Log, c.LogLevel), changed: make(chan struct{}, 1)}
-	obs.audit, err = audit.Open(audit.Config{Path: c.Audit.Path, Refuse: c.Audit.OnFailure == "refuse", OnError: func(err error) {
+	obs.audit, err = audit.Open(audit.Config{Path: c.Audit.Path, Refuse: c.Audit.OnFailure == "refuse", Sync: audit.Sync(c.Audit.Sync), OnError: func(err error) {
 		m.AuditFailed()
 		obs.log.Error("audit record is lost", "error", err.Error())
 	}})
 	if err != nil {
 		return started{}, cli.WithHint(err, "audit.path names it; leave it out for no audit log")
 	}
-	d := &daemon{source: o.Source, observer: obs, stateDir: c.StateDir}
+	d := &daemon{source: o.Source, observer: obs, stateDir: c.StateDir, keepers: newKeepers(obs)}
+	if c.Audit.Anchor {
+		d.anchor = obs.audit.Anchor
+	}
 	if err := d.adopt(choice, o.Force); err != nil {
 		return started{}, err
 	}
@@ -160,7 +166,7 @@ func start(ctx context.Context, o Options) (started, error) {
 // instance remembers: the file on disk, else the last one that was in force.
 func (d *daemon) adopt(choice candidate, force bool) error {
 	for {
-		c, err := custody.New(custody.Config{Ring: choice.ring, Tuning: tuning(choice.config), StateDir: d.stateDir, Force: force, Observer: d.observer})
+		c, err := custody.New(custody.Config{Ring: choice.ring, Tuning: tuning(choice.config), StateDir: d.stateDir, Force: force, Observer: d.observer, Anchor: d.anchor})
 		if err == nil {
 			d.custody = c
 			d.inForce(choice)
@@ -180,6 +186,7 @@ func (d *daemon) adopt(choice candidate, force bool) error {
 // inForce notes a configuration that serves from now on.
 func (d *daemon) inForce(c candidate) {
 	d.loaded = loaded{hash: c.hash, config: c.config, keks: c.keks}
+	d.keepers.set(c.ring.Entries())
 	d.observer.Reloaded(true, c.hash)
 	d.observer.bounds(tuning(c.config))
 	d.observer.DiskDiffers(c.rejected != nil)

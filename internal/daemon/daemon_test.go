@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 	kmsapi "k8s.io/kms/apis/v2"
 
+	"kms-plugin.io/internal/audit/evidence"
 	"kms-plugin.io/internal/daemon"
 	"kms-plugin.io/internal/envelope"
 	"kms-plugin.io/test/fakekms"
@@ -250,6 +251,15 @@ func TestServe(t *testing.T) {
 	i.metric(`kms_plugin_rpc_duration_seconds_count{code="OK",method="Decrypt"} 1`)
 	i.metric(`kms_plugin_key_state{key="prod",op="unwrap",state="ok"} 1`)
 	i.metric(`kms_plugin_revocation_bound_seconds{class="outage"} 259200`)
+	i.eventually("the credential in the metrics", func() error {
+		text, _ := i.get("/metrics")
+		for _, want := range []string{`kms_plugin_credential_info{key="prod",kind="container",source="127.0.0.1:`, `kms_plugin_credential_expiry_timestamp_seconds{key="prod"} 1.`, `kms_plugin_credential_renewal_failing{key="prod"} 0`} {
+			if !strings.Contains(text, want) {
+				return fmt.Errorf("%s is not there", want)
+			}
+		}
+		return nil
+	})
 	i.stop()
 	if _, err := os.Lstat(i.dir + "/kms.sock"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is still there: %v", err)
@@ -302,6 +312,7 @@ func TestStatusPassesInABlackHole(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.LocalKEK[0], h.LocalKEK[1] = byte(n), byte(n>>8)
+		h.LocalKEK[2] ^= 1 // never the true one
 		raw, err := h.Marshal()
 		if err != nil {
 			t.Fatal(err)
@@ -449,6 +460,30 @@ func TestSIGHUP(t *testing.T) {
 			err = errors.New("no record")
 		}
 		return err
+	})
+	i.anchored(i.dir+"/audit.log", i.dir+"/audit.log.1")
+}
+
+// anchored demands that what the cloud logged of the probes confirms the audit log.
+func (i *instance) anchored(files ...string) {
+	i.t.Helper()
+	trail := filepath.Join(i.dir, "trail.json")
+	i.eventually("records are anchored", func() error {
+		if err := os.WriteFile(trail, i.cloud.Trail(), 0o600); err != nil {
+			return err
+		}
+		anchors, err := evidence.LoadAnchors([]string{trail})
+		if err != nil {
+			return err
+		}
+		r, err := evidence.Verify(files, anchors, false)
+		if err != nil {
+			return err
+		}
+		if !r.Holds || len(r.Chains) != 1 || r.Chains[0].Anchored < 2 {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
 	})
 }
 

@@ -65,13 +65,14 @@ func (o *observer) Audit(c plugin.Call) error {
 	return o.audit.Record(r)
 }
 
-// publish copies custody's report into the metrics whenever it changed, and
+// publish copies custody's report and the state of credentials into the metrics whenever it changed, and
 // every few seconds, since timers run out by themselves.
-func (o *observer) publish(ctx context.Context, report func() custody.Report) {
+func (o *observer) publish(ctx context.Context, report func() custody.Report, credentials func() []metrics.Credential) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
 	for {
 		o.show(report())
+		o.SetCredentials(credentials())
 		select {
 		case <-ctx.Done():
 			return

@@ -35,6 +35,9 @@ type Metrics struct {
 	audit       prometheus.Counter
 	refused     prometheus.Counter
 	bound       *prometheus.GaugeVec
+	credential  *prometheus.GaugeVec
+	credEnds    *prometheus.GaugeVec
+	credFailing *prometheus.GaugeVec
 	lastKeyID   string
 }
 
@@ -66,6 +69,9 @@ func New(reg prometheus.Registerer, version string) *Metrics {
 		audit:       f.counter("audit_failures_total", "Audit records that could not be written.").WithLabelValues(),
 		refused:     f.counter("refused_peers_total", "Connections from uids that are not allowed.").WithLabelValues(),
 		bound:       f.gauge("revocation_bound_seconds", "Longest time from a change in the cloud to the last seed opened, by class.", "class"),
+		credential:  f.gauge("credential_info", "1 for each key that reaches its KMS by a credential of its own: what kind, and where it comes from.", "key", "kind", "source"),
+		credEnds:    f.gauge("credential_expiry_timestamp_seconds", "When the credential of a key ends; absent if there is none, or it does not end.", "key"),
+		credFailing: f.gauge("credential_renewal_failing", "1 while the last try to renew the credential of a key failed.", "key"),
 	}
 	f.gauge("build_info", "1 for the version of the program.", "version").WithLabelValues(version).Set(1)
 	for i, method := range [...]string{"Status", "Encrypt", "Decrypt"} {
@@ -157,6 +163,27 @@ func (m *Metrics) SetKeys(keys []Key) {
 		}
 		if !k.LastGood.IsZero() {
 			m.lastGood.WithLabelValues(k.Name).Set(float64(k.LastGood.UnixMilli()) / 1000)
+		}
+	}
+}
+
+// Credential is what one key reaches its KMS by.
+type Credential struct {
+	Key, Kind, Source string
+	Expires           time.Time // zero: none, or it does not end
+	Failing           bool
+}
+
+// SetCredentials replaces what is known of all credentials.
+func (m *Metrics) SetCredentials(all []Credential) {
+	m.credential.Reset()
+	m.credEnds.Reset()
+	m.credFailing.Reset()
+	for _, c := range all {
+		m.credential.WithLabelValues(c.Key, c.Kind, c.Source).Set(1)
+		m.credFailing.WithLabelValues(c.Key).Set(oneIf(c.Failing))
+		if !c.Expires.IsZero() {
+			m.credEnds.WithLabelValues(c.Key).Set(float64(c.Expires.Unix()))
 		}
 	}
 }

@@ -35,6 +35,7 @@ func touch(t *testing.T) map[string]string {
 	m.AuditFailed()
 	m.PeerRefused()
 	m.SetBound("outage", time.Hour)
+	m.SetCredentials([]metrics.Credential{{Key: "k", Kind: "container", Source: "127.0.0.1", Expires: time.Now()}})
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

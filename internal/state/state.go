@@ -63,8 +63,9 @@ type Key struct {
 
 // Kept is a wrapped blob by which a key can be probed without wrapping.
 type Kept struct {
-	Type keys.BlobType `json:"type"`
-	Blob []byte        `json:"blob"`
+	Type   keys.BlobType `json:"type"`
+	Blob   []byte        `json:"blob"`
+	Anchor string        `json:"anchor,omitempty"` // of the audit log, in its encryption context
 }
 
 // Reported is a key_id that Status has reported, with what it stood for.

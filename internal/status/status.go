@@ -55,6 +55,16 @@ type Key struct {
 	Wrap     string     `json:"wrap"`
 	Unwrap   string     `json:"unwrap"`
 	LastGood *time.Time `json:"lastGoodProbe,omitempty"`
+	// Credential is nil for a key that needs none.
+	Credential *Credential `json:"credential,omitempty"`
+}
+
+// Credential is what the plugin reaches the KMS of a key by; never a value.
+type Credential struct {
+	Kind    string     `json:"kind"`
+	Source  string     `json:"source"`
+	Ends    *time.Time `json:"ends,omitempty"`
+	Failing bool       `json:"renewalFailing,omitempty"`
 }
 
 // Ask calls Status on the socket, and reads the metrics if an address is given.
@@ -154,6 +164,7 @@ func decode(f map[string]*dto.MetricFamily) *Plugin {
 			k.LastGood = &t
 		}
 	}
+	decodeCredentials(f, byName)
 	for _, m := range f["kms_plugin_build_info"].GetMetric() {
 		p.Version = Labels(m)["version"]
 	}
@@ -180,6 +191,25 @@ func decode(f map[string]*dto.MetricFamily) *Plugin {
 	return p
 }
 
+func decodeCredentials(f map[string]*dto.MetricFamily, byName map[string]*Key) {
+	for _, m := range f["kms_plugin_credential_info"].GetMetric() {
+		if k := byName[Labels(m)["key"]]; k != nil && m.GetGauge().GetValue() == 1 {
+			k.Credential = &Credential{Kind: Labels(m)["kind"], Source: Labels(m)["source"]}
+		}
+	}
+	for _, m := range f["kms_plugin_credential_expiry_timestamp_seconds"].GetMetric() {
+		if k := byName[Labels(m)["key"]]; k != nil && k.Credential != nil {
+			t := time.Unix(int64(m.GetGauge().GetValue()), 0).UTC()
+			k.Credential.Ends = &t
+		}
+	}
+	for _, m := range f["kms_plugin_credential_renewal_failing"].GetMetric() {
+		if k := byName[Labels(m)["key"]]; k != nil && k.Credential != nil {
+			k.Credential.Failing = m.GetGauge().GetValue() == 1
+		}
+	}
+}
+
 // Labels are the labels of a metric.
 func Labels(m *dto.Metric) map[string]string {
 	out := map[string]string{}
@@ -187,6 +217,25 @@ func Labels(m *dto.Metric) map[string]string {
 		out[l.GetName()] = l.GetValue()
 	}
 	return out
+}
+
+// String is a line for people.
+func (c *Credential) String() string {
+	s := "credential " + c.Kind + " from " + c.Source
+	switch {
+	case c.Ends == nil && c.Kind == "static":
+		s += ", does not end"
+	case c.Ends == nil:
+		s += ", none yet"
+	case time.Now().After(*c.Ends):
+		s += ", ENDED " + c.Ends.Format(time.RFC3339)
+	default:
+		s += ", ends in " + time.Until(*c.Ends).Round(time.Second).String()
+	}
+	if c.Failing {
+		s += ", renewal is FAILING"
+	}
+	return s
 }
 
 // Print writes a report for people.
@@ -212,6 +261,9 @@ func (r Report) Print(w io.Writer) error {
 				good = time.Since(*k.LastGood).Round(time.Second).String() + " ago"
 			}
 			row("KEY "+k.Name, "wrap %s, unwrap %s, last good probe %s", k.Wrap, k.Unwrap, good)
+			if k.Credential != nil {
+				row("", "%s", k.Credential)
+			}
 		}
 	}
 	return t.Flush()

@@ -38,7 +38,11 @@ func (t BlobType) String() string {
 const (
 	ContextCluster = "kms-plugin-cluster"
 	ContextType    = "kms-plugin-type"
-	contextPrefix  = "kms-plugin-"
+	// ContextAudit is in the calls of a probe alone: the end of the audit log, so
+	// that the KMS' own log holds it fast (package audit).
+	ContextAudit = "kms-plugin-audit"
+
+	contextPrefix = "kms-plugin-"
 )
 
 // Context is the encryption context of a remote call: pairs that are
@@ -52,6 +56,14 @@ func NewContext(clusterID string, t BlobType, configured map[string]string) Cont
 	maps.Copy(c, configured)
 	c[ContextCluster] = clusterID
 	c[ContextType] = t.String()
+	return c
+}
+
+// WithAudit adds the end of the audit log, "" for none. Who unwraps must know it.
+func (c Context) WithAudit(anchor string) Context {
+	if anchor != "" {
+		c[ContextAudit] = anchor
+	}
 	return c
 }
 

@@ -58,6 +58,7 @@ type cluster struct {
 	etcd  *controlplane.Etcd
 	cloud *fakekms.Server
 	arn   string
+	id    string // clusterID
 }
 
 func newCluster(t *testing.T) *cluster { return newClusterOf(t, 1) }
@@ -81,7 +82,7 @@ func newClusterOf(t *testing.T, members int) *cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = etcd.KillAll() })
-	return &cluster{t: t, dir: dir, etcd: etcd, cloud: cloud, arn: cloud.CreateKey("eu-west-1", fakekms.KeyOptions{})}
+	return &cluster{t: t, dir: dir, etcd: etcd, cloud: cloud, arn: cloud.CreateKey("eu-west-1", fakekms.KeyOptions{}), id: "e2e"}
 }
 
 // plugin starts an instance named so; caller is its identity in the cloud.
@@ -119,7 +120,7 @@ func (c *cluster) configureKeys(path, home, role, extra string) {
 	c.t.Helper()
 	data := fmt.Sprintf(`apiVersion: kms-plugin.io/v1
 kind: KMSPluginConfiguration
-clusterID: e2e
+clusterID: %s
 socket: {path: %s/kms.sock}
 stateDir: %s
 listenAddress: 127.0.0.1:0
@@ -131,7 +132,7 @@ keys:
 - name: prod
   role: %s
   awskms: {keyARN: "%s", endpoint: "%s"}
-%s`, home, home, home, role, c.arn, c.cloud.URL(), extra)
+%s`, c.id, home, home, home, role, c.arn, c.cloud.URL(), extra)
 	if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
 		c.t.Fatal(err)
 	}

@@ -1,6 +1,8 @@
 package fakekms
 
 import (
+	"encoding/json"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/http"
@@ -186,6 +188,7 @@ func (s *Server) countConnection() {
 type Request struct {
 	Op, KeyID, Principal, RequestID, Error string
 	Context                                map[string]string
+	Time                                   time.Time
 }
 
 // Requests are the last 1000 calls.
@@ -195,7 +198,30 @@ func (s *Server) Requests() []Request {
 	return slices.Clone(s.log)
 }
 
+// Trail is what CloudTrail would have of the last 1000 calls, as in a file of S3.
+func (s *Server) Trail() []byte {
+	type event map[string]any
+	records := []event{}
+	for i, r := range s.Requests() {
+		e := event{"eventVersion": "1.11", "eventSource": "kms.amazonaws.com", "eventName": r.Op, "eventTime": r.Time.UTC().Format(time.RFC3339),
+			"eventID": fmt.Sprintf("event-%d", i), "requestID": r.RequestID, "requestParameters": nil,
+			"userIdentity": event{"type": "AssumedRole", "principalId": r.Principal}}
+		if r.Error != "" {
+			e["errorCode"] = r.Error
+		} else {
+			e["requestParameters"] = event{"keyId": r.KeyID, "encryptionAlgorithm": "SYMMETRIC_DEFAULT", "encryptionContext": r.Context}
+		}
+		records = append(records, e)
+	}
+	out, err := json.Marshal(event{"Records": records})
+	if err != nil {
+		panic(err) // strings and maps of them always encode
+	}
+	return out
+}
+
 func (s *Server) record(r Request) {
+	r.Time = time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.log = append(s.log, r); len(s.log) > 1000 {

@@ -33,6 +33,9 @@ func (k *KEK) attempt(ctx context.Context, op keys.Op, call func(context.Context
 			return nil
 		}
 		e, retry := judge(err)
+		if e.Class == keys.ClassCredential && e.Code != codeCredentials {
+			k.creds.refused()
+		}
 		e.Op, e.Key, e.Region = op, k.Identity(), k.arn.region
 		if errors.Is(ctx.Err(), context.Canceled) {
 			e.Class, e.Code, e.Err = keys.ClassCanceled, "", ctx.Err()

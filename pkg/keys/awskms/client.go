@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 )
 
@@ -30,31 +29,16 @@ const (
 	// a burst costs no second handshake.
 	maxConns    = 128
 	idleTimeout = 90 * time.Second
-	// expiryWindow renews a credential this long before it ends, some of it at
-	// random, so that a failing source is seen before calls fail.
-	expiryWindow = 5 * time.Minute
 )
 
-// newClient makes a client for one region. It reads the shared configuration
-// files and the environment for the source of credentials, and calls nothing.
-func newClient(ctx context.Context, c Config, region string) (kmsAPI, error) {
+// newClient makes a client for the region of cfg. It calls nothing.
+func newClient(cfg aws.Config, c Config, credentials aws.CredentialsProvider) (kmsAPI, error) {
 	h, err := httpClient(c)
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := config.LoadDefaultConfig(ctx,
-		config.WithRegion(region),
-		config.WithHTTPClient(h),
-		config.WithCredentialsCacheOptions(func(o *aws.CredentialsCacheOptions) {
-			o.ExpiryWindow, o.ExpiryWindowJitterFrac = expiryWindow, 0.5
-		}),
-	)
-	if err != nil {
-		return nil, &ConfigError{Reason: fmt.Sprintf("AWS configuration of this host: %v", err), Remedy: "look at ~/.aws/config and the AWS_* environment of the service"}
-	}
-	guarded := aws.NewCredentialsCache(guard{source: cfg.Credentials, allowStatic: c.AllowStaticCredentials})
 	return kms.NewFromConfig(cfg, func(o *kms.Options) {
-		o.Credentials = guarded
+		o.Credentials = credentials
 		o.HTTPClient = h
 		o.Retryer = aws.NopRetryer{} // attempts are ours: see attempt.go
 		o.BaseEndpoint = nil
@@ -92,22 +76,4 @@ func httpClient(c Config) (*http.Client, error) {
 		}
 	}
 	return &http.Client{Transport: t}, nil
-}
-
-// guard refuses long-lived credentials: one left in the environment would win
-// over the role of the node without anyone noticing.
-type guard struct {
-	source      aws.CredentialsProvider
-	allowStatic bool
-}
-
-func (g guard) Retrieve(ctx context.Context) (aws.Credentials, error) {
-	c, err := g.source.Retrieve(ctx)
-	if err != nil {
-		return c, &credentialError{err}
-	}
-	if !g.allowStatic && !c.CanExpire && c.SessionToken == "" {
-		return aws.Credentials{}, &credentialError{fmt.Errorf("%w (source %s)", errStatic, c.Source)}
-	}
-	return c, nil
 }

@@ -83,10 +83,6 @@ func Validate(c Config) error {
 			return &ConfigError{Reason: fmt.Sprintf("proxy %q is not a URL", c.Proxy), Remedy: "it looks like http://proxy.example.com:3128"}
 		}
 	}
-	if !c.AllowStaticCredentials && os.Getenv("AWS_ACCESS_KEY_ID") != "" && os.Getenv("AWS_SESSION_TOKEN") == "" {
-		return &ConfigError{Reason: "AWS_ACCESS_KEY_ID in the environment is a long-lived credential and would win over every role",
-			Remedy: "unset it and use a workload identity (instance role, Roles Anywhere), or set allowStaticCredentials: true for this key"}
-	}
 	return nil
 }
 

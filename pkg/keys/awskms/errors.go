@@ -3,8 +3,10 @@ package awskms
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"net/http"
+	"os/exec"
 	"strings"
 
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
@@ -135,8 +137,13 @@ func (e *credentialError) Unwrap() error { return e.err }
 // errStatic is a credential that this configuration does not accept.
 var errStatic = errors.New("the credential found is a long-lived static one")
 
-// judgeCredential: a source that does not answer is an outage, one that answers
-// with a refusal is a denial of the credential.
+// judgeCredential sorts failures to get a credential as design.md's classes want it:
+// a source that is not reached, or has a fault of its own, is an outage: the cloud
+// may be well and nobody took anything away. A source that answers with a refusal, or
+// is not there at all, is a denial of the credential: so a withdrawn role bites after
+// health.credential. A credential_process that ends with a failure says no more than
+// that; it counts as a denial, since that is how a withdrawn trust shows, and the
+// price is that an outage of its service closes the key sooner than others would.
 func judgeCredential(c *credentialError) keys.Error {
 	e := keys.Error{Class: keys.ClassCredential, Code: codeCredentials, Err: c,
 		Hint: "look at the source of the credential: instance role, Roles Anywhere helper or credential endpoint"}
@@ -144,15 +151,36 @@ func judgeCredential(c *credentialError) keys.Error {
 		e.Hint = "use a workload identity (instance role, Roles Anywhere), or set allowStaticCredentials: true for this key"
 		return e
 	}
-	var resp interface{ HTTPStatusCode() int }
-	if errors.As(c.err, &resp) && resp.HTTPStatusCode() >= 400 && resp.HTTPStatusCode() < 500 {
-		return e
-	}
-	var n net.Error
-	if errors.As(c.err, &n) || errors.Is(c.err, context.DeadlineExceeded) || errors.Is(c.err, context.Canceled) || resp != nil && resp.HTTPStatusCode() >= 500 {
+	if sourceAway(c.err) {
 		e.Class = keys.ClassOutage
 	}
 	return e
+}
+
+// sourceAway says whether a source was not reached or failed by itself.
+func sourceAway(err error) bool {
+	var api smithy.APIError
+	if errors.As(err, &api) && (codes[api.ErrorCode()].class == keys.ClassOutage || api.ErrorCode() == "IDPCommunicationError") {
+		return true // STS: throttled, or the identity provider did not answer it
+	}
+	var resp interface{ HTTPStatusCode() int }
+	if errors.As(err, &resp) && resp.HTTPStatusCode() > 0 {
+		s := resp.HTTPStatusCode()
+		return s >= http.StatusInternalServerError || s == http.StatusTooManyRequests || s == http.StatusRequestTimeout
+	}
+	if errors.As(err, &api) && api.ErrorFault() == smithy.FaultServer {
+		return true
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return !exit.Exited() // killed, as after a timeout
+	}
+	var file *fs.PathError
+	if errors.As(err, &file) {
+		return false // its errno would count as a net.Error
+	}
+	var n net.Error
+	return errors.As(err, &n) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
 // cause is the innermost error: the SDK's own texts repeat operation, attempt

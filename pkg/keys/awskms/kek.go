@@ -18,9 +18,13 @@ type KEK struct {
 	arn    arn
 	full   string
 	client kmsAPI
+	creds  *store
 }
 
-var _ keys.KEK = (*KEK)(nil)
+var (
+	_ keys.KEK          = (*KEK)(nil)
+	_ keys.Credentialed = (*KEK)(nil)
+)
 
 // New builds a KEK: offline, no call to AWS. Errors are *ConfigError.
 func New(ctx context.Context, c Config) (*KEK, error) {
@@ -31,12 +35,22 @@ func New(ctx context.Context, c Config) (*KEK, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := newClient(ctx, c, a.region)
+	creds, cfg, err := newCredentials(ctx, c, a.region)
 	if err != nil {
 		return nil, err
 	}
-	return &KEK{arn: a, full: c.KeyARN, client: client}, nil
+	client, err := newClient(cfg, c, creds)
+	if err != nil {
+		return nil, err
+	}
+	return &KEK{arn: a, full: c.KeyARN, client: client, creds: creds}, nil
 }
+
+// Credential implements keys.Credentialed.
+func (k *KEK) Credential() keys.Credential { return k.creds.describe() }
+
+// KeepCredential implements keys.Credentialed.
+func (k *KEK) KeepCredential(ctx context.Context, changed func()) { k.creds.keep(ctx, changed) }
 
 // Identity implements keys.KEK:
 // awskms:<partition>:<region, empty if multi-Region>:<account>:<key id>.

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -56,16 +57,34 @@ func Create(path string) error {
 		return err
 	}
 	defer clear(data)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	tmp, err := stage(path, data)
 	if err != nil {
 		return fmt.Errorf("create keyset file: %w", err)
 	}
-	_, werr := f.Write(data)
-	if err := errors.Join(werr, f.Sync(), f.Close(), syncDir(filepath.Dir(path))); err != nil {
-		_ = os.Remove(path)
-		return fmt.Errorf("create keyset file %q: %w", path, err)
+	// A link, unlike a rename, never replaces what is there.
+	err = os.Link(tmp, path)
+	if err := errors.Join(err, os.Remove(tmp), syncDir(filepath.Dir(path))); err != nil {
+		return fmt.Errorf("create keyset file: %w", err)
 	}
 	return nil
+}
+
+// stage writes a whole file beside path, safe from a loss of power. A crash leaves it
+// there, mode 0600; the next stage takes its place.
+func stage(path string, data []byte) (tmp string, err error) {
+	tmp = path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return "", err
+	}
+	_, werr := f.Write(data)
+	if err := errors.Join(werr, f.Sync(), f.Close()); err != nil {
+		return "", errors.Join(err, os.Remove(tmp))
+	}
+	return tmp, nil
 }
 
 // AddKey appends a key to the file and makes it the one that wraps: new
@@ -85,8 +104,8 @@ func AddKey(path string) error {
 		return err
 	}
 	defer clear(data)
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+	tmp, err := stage(path, data)
+	if err != nil {
 		return fmt.Errorf("add a key to %q: %w", path, err)
 	}
 	if err := os.Rename(tmp, path); err != nil {
