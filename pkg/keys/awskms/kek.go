@@ -15,28 +15,30 @@ import (
 
 // KEK implements keys.KEK on one AWS KMS key.
 type KEK struct {
-	arn    arn
-	full   string
-	client kmsAPI
+	arn      arn
+	full     string
+	client   kmsAPI
+	attempts int // of one call
 }
 
 var _ keys.KEK = (*KEK)(nil)
 
-// New builds a KEK: offline, no call to AWS. Errors are *ConfigError.
+// New builds a KEK in the region of KeyARN: offline, no call to AWS. Errors are
+// *ConfigError.
 func New(ctx context.Context, c Config) (*KEK, error) {
-	if err := Validate(c); err != nil {
-		return nil, err
-	}
-	a, err := parseARN(c.KeyARN)
+	c.Replicas, c.ReplicaEndpoints = nil, nil
+	all, err := Regions(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	client, err := newClient(ctx, c, a.region)
-	if err != nil {
-		return nil, err
-	}
-	return &KEK{arn: a, full: c.KeyARN, client: client}, nil
+	return all[0], nil
 }
+
+// Region is where the key is asked.
+func (k *KEK) Region() string { return k.arn.region }
+
+// MultiRegion says whether the key can have replicas.
+func (k *KEK) MultiRegion() bool { return k.arn.multiRegion() }
 
 // Identity implements keys.KEK:
 // awskms:<partition>:<region, empty if multi-Region>:<account>:<key id>.
