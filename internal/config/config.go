@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -66,6 +67,9 @@ type AWSKMS struct {
 	AllowStaticCredentials bool              `yaml:"allowStaticCredentials"`
 	CABundle               string            `yaml:"caBundle"`
 	Proxy                  string            `yaml:"proxy"`
+	Replicas               []string          `yaml:"replicas"`         // ARNs of the same multi-Region key, in order of preference
+	ReplicaEndpoints       map[string]string `yaml:"replicaEndpoints"` // by region
+	RegionQuorum           keys.Quorum       `yaml:"regionQuorum"`     // any or all
 }
 
 // LocalFile is a Tink keyset in a file: for a laptop or a lab.
@@ -146,6 +150,20 @@ func (k Key) Target() string {
 		return "localfile " + k.LocalFile.Path
 	}
 	return ""
+}
+
+// sameKEK compares Targets. All replicas of a multi-Region key are one KEK, so its
+// region does not count.
+func (k Key) sameKEK(o Key) bool {
+	return regionless(k.Target()) == regionless(o.Target())
+}
+
+func regionless(target string) string {
+	if p := strings.Split(target, ":"); len(p) == 6 && strings.HasPrefix(p[5], "key/mrk-") {
+		p[3] = ""
+		return strings.Join(p, ":")
+	}
+	return target
 }
 
 // Hash names the bytes of a file.

@@ -155,8 +155,21 @@ func (k *checker) key(path string, key Key) {
 		if err := keys.ValidateContext(key.AWSKMS.EncryptionContext); err != nil {
 			k.bad(path+".awskms.encryptionContext", "", "%v", err)
 		}
+		k.regions(path+".awskms", key.AWSKMS)
 	} else {
 		k.absolute(path+".localfile.path", key.LocalFile.Path)
+	}
+}
+
+// regions checks what needs no knowledge of ARNs; package awskms does the rest.
+func (k *checker) regions(path string, a *AWSKMS) {
+	switch a.RegionQuorum {
+	case "", keys.QuorumAny, keys.QuorumAll:
+	default:
+		k.bad(path+".regionQuorum", "any is right unless a replica may be disabled on purpose", "%q is neither any nor all", a.RegionQuorum)
+	}
+	if a.RegionQuorum != "" && len(a.Replicas) == 0 {
+		k.bad(path+".regionQuorum", "name the replicas of a multi-Region key in replicas, or leave it out", "there is one region alone")
 	}
 }
 

@@ -110,7 +110,7 @@ func (k *Custodian) restore(ctx context.Context, h *held, a *active) error {
 	defer cancel()
 	o, _, err := unwrapLocal(ctx, k.view.Load().ring.ClusterID(), a.entry, hd)
 	if !errors.Is(err, keys.ErrContradiction) && !errors.Is(err, keys.ErrMalformed) && keys.ClassOf(err) != keys.ClassData {
-		h.health.Unwrap.Observe(canceled(ctx, err))
+		h.observe(ctx, h.health.Unwrap, err)
 	}
 	if err != nil {
 		return err

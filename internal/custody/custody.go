@@ -51,7 +51,9 @@ type Event struct {
 	Text  string // constant sentence
 	Key   string // name of the ring entry
 	KeyID string
-	Err   error
+	// Region is "" for what is not about one.
+	Region string
+	Err    error
 }
 
 // Observer is told what happens. Its methods must not block.
@@ -106,6 +108,7 @@ type held struct {
 	kept          atomic.Pointer[state.Kept]
 	candidate     candidate // of the prober alone
 	lastState     map[keys.Op]health.State
+	regions       regionLog // of a key that has several
 }
 
 // active is what Status reports and Encrypt uses: both come from one pointer.

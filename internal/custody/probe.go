@@ -51,6 +51,16 @@ func (k *Custodian) probe(ctx context.Context, h *held) {
 
 // cycle asks the KMS once, in the way that tells most.
 func (k *Custodian) cycle(ctx context.Context, h *held) error {
+	if several, ok := h.entry.Load().KEK.(keys.Regional); ok {
+		var failed error
+		if k.due(h) {
+			failed = k.adopt(ctx, h)
+		}
+		if err := k.probeRegions(ctx, h, several); failed == nil {
+			failed = err
+		}
+		return failed
+	}
 	if k.due(h) {
 		return k.adopt(ctx, h)
 	}
@@ -83,33 +93,53 @@ func (k *Custodian) probeWrap(ctx context.Context, h *held) error {
 	return nil
 }
 
+// observe tells the health of an operation what a canary was answered. Where there
+// are several regions only the word of each counts: see probeRegions.
+func (h *held) observe(ctx context.Context, m *health.Machine, err error) {
+	if _, several := h.entry.Load().KEK.(keys.Regional); !several {
+		m.Observe(canceled(ctx, err))
+	}
+}
+
 // wrapVerified is keys.WrapVerified with each half told to the health of its
 // operation. When the wrap fails, a kept blob shows whether the unwrap does too.
 func (k *Custodian) wrapVerified(ctx context.Context, h *held, t keys.BlobType, payload keys.Secret) (keys.Verified, error) {
 	e := h.entry.Load()
+	v, werr, uerr := k.askBoth(ctx, e.KEK, e, t, payload)
+	h.observe(ctx, h.health.Wrap, werr)
+	if werr != nil {
+		if _, several := e.KEK.(keys.Regional); !several {
+			_ = k.probeKept(ctx, h) // its own verdict goes to the health of unwrap
+		}
+		return keys.Verified{}, werr
+	}
+	h.observe(ctx, h.health.Unwrap, uerr)
+	return v, uerr
+}
+
+// askBoth wraps a payload and unwraps it again; without the wrap there is nothing
+// to unwrap, and no error of it.
+func (k *Custodian) askBoth(ctx context.Context, kek keys.KEK, e *keys.Entry, t keys.BlobType, payload keys.Secret) (v keys.Verified, werr, uerr error) {
 	bound := keys.NewContext(k.view.Load().ring.ClusterID(), t, e.Context)
 	plain := envelope.MarshalPlain(t, payload)
 	defer plain.Destroy()
 	wctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
-	w, err := e.KEK.Wrap(wctx, plain, bound)
+	w, werr := kek.Wrap(wctx, plain, bound)
 	cancel()
-	h.health.Wrap.Observe(canceled(ctx, err))
-	if err != nil {
-		_ = k.probeKept(ctx, h) // its own verdict goes to the health of unwrap
-		return keys.Verified{}, err
+	if werr != nil {
+		return v, werr, nil
 	}
 	uctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
 	defer cancel()
-	u, err := e.KEK.Unwrap(uctx, w.Blob, bound)
-	if err == nil && subtle.ConstantTimeCompare(u.Plaintext, plain) != 1 {
-		err = &keys.Error{Class: keys.ClassData, Op: keys.OpUnwrap, Key: e.KEK.Identity(), Err: errors.New("a wrap just made opens to other bytes")}
+	u, uerr := kek.Unwrap(uctx, w.Blob, bound)
+	if uerr == nil && subtle.ConstantTimeCompare(u.Plaintext, plain) != 1 {
+		uerr = &keys.Error{Class: keys.ClassData, Op: keys.OpUnwrap, Key: kek.Identity(), Err: errors.New("a wrap just made opens to other bytes")}
 	}
 	u.Plaintext.Destroy()
-	h.health.Unwrap.Observe(canceled(ctx, err))
-	if err != nil {
-		return keys.Verified{}, err
+	if uerr != nil {
+		return v, nil, uerr
 	}
-	return keys.Verified{Blob: w.Blob, Material: u.Material, RequestID: u.RequestID}, nil
+	return keys.Verified{Blob: w.Blob, Material: u.Material, RequestID: u.RequestID}, nil, nil
 }
 
 // canceled keeps our own shutdown from being taken for an outage.
@@ -128,13 +158,7 @@ func (k *Custodian) probeKept(ctx context.Context, h *held) error {
 		return nil
 	}
 	e := h.entry.Load()
-	uctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
-	defer cancel()
-	u, err := e.KEK.Unwrap(uctx, kept.Blob, keys.NewContext(k.view.Load().ring.ClusterID(), kept.Type, e.Context))
-	if err == nil {
-		_, err = envelope.ParsePlain(kept.Type, u.Plaintext)
-		u.Plaintext.Destroy()
-	}
+	err := k.askKept(ctx, e.KEK, e, kept)
 	if keys.ClassOf(err) == keys.ClassData || errors.Is(err, keys.ErrMalformed) {
 		// The blob is at fault, not the key: forget it and wait for a better one.
 		h.kept.CompareAndSwap(kept, nil)
@@ -145,6 +169,19 @@ func (k *Custodian) probeKept(ctx context.Context, h *held) error {
 	if err == nil {
 		k.touch()
 	}
+	return err
+}
+
+// askKept unwraps a kept blob and looks at what came.
+func (k *Custodian) askKept(ctx context.Context, kek keys.KEK, e *keys.Entry, kept *state.Kept) error {
+	ctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
+	defer cancel()
+	u, err := kek.Unwrap(ctx, kept.Blob, keys.NewContext(k.view.Load().ring.ClusterID(), kept.Type, e.Context))
+	if err != nil {
+		return err
+	}
+	defer u.Plaintext.Destroy()
+	_, err = envelope.ParsePlain(kept.Type, u.Plaintext)
 	return err
 }
 
@@ -159,12 +196,14 @@ func (k *Custodian) keep(h *held, t keys.BlobType, blob []byte) {
 func (k *Custodian) pause(h *held, err error) time.Duration {
 	t := k.settings()
 	wait := t.ProbeInterval
-	switch keys.ClassOf(err) {
-	case keys.ClassNone:
+	switch c := keys.ClassOf(err); {
+	case errors.Is(err, errPartly):
+		wait = min(wait, RetryDenied)
+	case c == keys.ClassNone:
 		if h.candidate.seen > 0 {
 			wait = min(wait, t.SettleTime/time.Duration(t.Observations))
 		}
-	case keys.ClassOutage, keys.ClassCanceled:
+	case c == keys.ClassOutage, c == keys.ClassCanceled:
 		wait = min(wait, retryOutage)
 	default:
 		wait = min(wait, RetryDenied)

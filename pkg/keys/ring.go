@@ -33,6 +33,8 @@ type Entry struct {
 	ActivateAt time.Time // from when a write key may write; zero: always
 	Generation uint64    // raised to use a key again for writing after another one wrote; at least 1
 	KEK        KEK
+	// RegionQuorum says whose word counts on the state of a Regional KEK.
+	RegionQuorum Quorum
 	// Context holds the configured pairs that are bound into every remote call
 	// beside those of NewContext.
 	Context map[string]string
