@@ -51,12 +51,14 @@ type Socket struct {
 
 // Key is one KEK of the ring, with exactly one provider.
 type Key struct {
-	Name       string     `yaml:"name"`
-	Role       keys.Role  `yaml:"role"`
-	ActivateAt time.Time  `yaml:"activateAt"`
-	Generation uint64     `yaml:"generation"`
-	AWSKMS     *AWSKMS    `yaml:"awskms"`
-	LocalFile  *LocalFile `yaml:"localfile"`
+	Name       string    `yaml:"name"`
+	Role       keys.Role `yaml:"role"`
+	ActivateAt time.Time `yaml:"activateAt"`
+	Generation uint64    `yaml:"generation"`
+	// AlsoWrapWith names keys that wrap this key's local KEKs too.
+	AlsoWrapWith []string   `yaml:"alsoWrapWith"`
+	AWSKMS       *AWSKMS    `yaml:"awskms"`
+	LocalFile    *LocalFile `yaml:"localfile"`
 }
 
 // AWSKMS is a key in AWS KMS.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	mrand "math/rand/v2"
+	"slices"
 	"time"
 
 	"kms-plugin.io/internal/envelope"
@@ -71,10 +72,13 @@ func (k *Custodian) cycle(ctx context.Context, h *held) error {
 }
 
 // writes tells whether a key is probed by wrapping: the write key, and one that
-// will be. Keys that only read never wrap.
+// will be, with their co-recipients. Keys that only read never wrap.
 func (k *Custodian) writes(h *held) bool {
-	e, now := h.entry.Load(), k.now()
-	return e.Role == keys.RoleWrite && (e.ActivateAt.After(now) || k.view.Load().ring.WriteKey(now) == e)
+	e, now, r := h.entry.Load(), k.now(), k.view.Load().ring
+	writer := func(o *keys.Entry) bool {
+		return o.Role == keys.RoleWrite && (o.ActivateAt.After(now) || r.WriteKey(now) == o)
+	}
+	return writer(e) || slices.ContainsFunc(r.Entries(), func(o *keys.Entry) bool { return writer(o) && slices.Contains(o.Recipients(), e) })
 }
 
 // probeWrap wraps and unwraps a canary, which also shows the material in use.
@@ -225,7 +229,7 @@ func (k *Custodian) settle(h *held) {
 			k.stateChanged(h, op, before, v)
 		}
 	}
-	if open.Wipe && k.wipe(h, e) > 0 {
+	if open.Wipe && k.wipe(e) > 0 {
 		k.event(slog.LevelError, "wipe", "local KEKs of a closed key were wiped from memory", h, "", open.Err)
 	}
 	k.observer.Changed()
@@ -249,14 +253,16 @@ func (k *Custodian) stateChanged(h *held, op keys.Op, before health.State, v hea
 	k.event(level, string(v.State), text, h, "", v.Err)
 }
 
-// wipe drops the local KEKs of a key from memory; the wrapped copy of the write
-// key's own stays, so that service resumes when the KMS allows it again.
-func (k *Custodian) wipe(h *held, e *keys.Entry) int {
-	n := k.cache.drop(e.KEK.Identity(), e.ContextDigest())
+// wipe drops the local KEKs of a key from memory, but for those that a co-recipient
+// may still open; the wrapped copy of the write key's own stays, so that service
+// resumes when the KMS allows it again.
+func (k *Custodian) wipe(e *keys.Entry) int {
+	ref, now := refOf(e), k.view.Load()
+	n := k.cache.dropWhere(func(o *opened) bool { return slices.Contains(o.refs, ref) && now.wiped(o.refs) })
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	v := k.view.Load()
-	if v.active != nil && v.active.held == h && v.active.local != nil {
+	if v.active != nil && v.active.local != nil && slices.Contains(v.active.refs, ref) && v.wiped(v.active.refs) {
 		a := *v.active
 		a.local = nil
 		k.swap(v, &a)

@@ -86,7 +86,12 @@ func TestRegionAwayAndBack(t *testing.T) {
 			if got := mustSeal(t, again).KeyID; got != id {
 				t.Errorf("key_id after a restart in the outage is %q, want %q", got, id)
 			}
-			sleep(6 * time.Hour) // longer than maxOutage: the key itself answers
+			soon := tuning
+			soon.Limits.MaxOutage, soon.Limits.MaxOutageDecrypt = 10*time.Minute, 20*time.Minute
+			if err := again.Replace(ring(t, several(t, "", eu, us)), soon); err != nil {
+				t.Fatal(err)
+			}
+			sleep(time.Hour) // longer than maxOutage: the key itself answers
 			mustOpen(t, again, mustSeal(t, again))
 			r := regionsOf(again)
 			if r[0].InUse || !r[1].InUse || r[0].Unwrap != "outage" || r[1].Unwrap != "ok" || r[1].Wrap != "ok" {
@@ -131,9 +136,9 @@ func TestRegionCells(t *testing.T) {
 		"only Decrypt denied here":              {"", func(eu, _ *cloud) { eu.set(auth, keys.OpUnwrap) }, 0, auth, true},
 		"only Decrypt denied in both":           {"", func(eu, us *cloud) { eu.set(auth, keys.OpUnwrap); us.set(auth, keys.OpUnwrap) }, 13 * time.Minute, auth, false},
 		"Encrypt denied here, Decrypt there":    {"", func(eu, us *cloud) { eu.set(auth, keys.OpWrap); us.set(auth, keys.OpUnwrap) }, 0, auth, true},
-		"a role withdrawn":                      {"", func(eu, us *cloud) { eu.set(cred, both...); us.set(cred, both...) }, 4*time.Hour + 3*time.Minute, cred, false},
+		"a role withdrawn":                      {"", func(eu, us *cloud) { eu.set(cred, both...); us.set(cred, both...) }, 23 * time.Minute, cred, false},
 		"a credential refused in one region":    {"", func(_, us *cloud) { us.set(cred, both...) }, 0, cred, true},
-		"egress blocked":                        {"", func(eu, us *cloud) { eu.set(outage, both...); us.silent(true) }, 5*time.Hour + time.Minute, outage, true},
+		"egress blocked":                        {"", func(eu, us *cloud) { eu.set(outage, both...); us.silent(true) }, 31 * time.Minute, outage, true},
 		"the replica deleted":                   {"", func(_, us *cloud) { us.absent() }, 3 * time.Minute, state, false},
 		"the replica deleted, all":              {keys.QuorumAll, func(_, us *cloud) { us.absent() }, 0, state, true},
 	} {
@@ -141,11 +146,16 @@ func TestRegionCells(t *testing.T) {
 			eu := newCloud("mrk")
 			us := eu.replica()
 			i := start(t, ring(t, several(t, tc.quorum, eu, us)), "")
+			soon := tuning
+			soon.Limits.Credential, soon.Limits.MaxOutage, soon.Limits.MaxOutageDecrypt = 20*time.Minute, 30*time.Minute, time.Hour
+			if err := i.Replace(ring(t, several(t, tc.quorum, eu, us)), soon); err != nil {
+				t.Fatal(err)
+			}
 			s := mustSeal(t, i)
 			sleep(61 * time.Second)
 			tc.spoil(eu, us)
 			if tc.within == 0 {
-				sleep(7 * time.Hour)
+				sleep(35 * time.Minute)
 				mustOpen(t, i, mustSeal(t, i))
 				fresh := start(t, ring(t, several(t, tc.quorum, eu, us)), "")
 				sleep(20 * time.Second)

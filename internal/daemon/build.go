@@ -38,7 +38,7 @@ func build(ctx context.Context, c *config.Config, m *metrics.Metrics, before map
 		}
 		keks[k.Fingerprint()] = kek
 		entries = append(entries, keys.Entry{Name: k.Name, Role: k.Role, ActivateAt: k.ActivateAt,
-			Generation: k.Generation, KEK: kek, RegionQuorum: regionQuorum(k), Context: encryptionContext(k)})
+			Generation: k.Generation, KEK: kek, RegionQuorum: regionQuorum(k), Context: encryptionContext(k), AlsoWrapWith: k.AlsoWrapWith})
 	}
 	if problems != nil {
 		return nil, nil, problems
