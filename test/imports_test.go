@@ -85,6 +85,8 @@ func forbidden(pkg, imp, us string) string {
 		return "pkg/plugin knows pkg/keys alone"
 	case provider && isOwn && own != "pkg/keys":
 		return "a provider knows pkg/keys alone"
+	case pkg == "pkg/keys/regions" && isOwn && own != "pkg/keys":
+		return "regions knows no provider"
 	case strings.Contains(imp, "/aws-sdk-go-v2") && pkg != "pkg/keys/awskms":
 		return "the AWS SDK has one home, pkg/keys/awskms"
 	case strings.HasPrefix(imp, "go.etcd.io/bbolt") && pkg != "internal/etcdstore/snapshot":

@@ -47,7 +47,7 @@ func (f *knowledgeFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.prefix, "prefix", "/registry", "prefix of kube-apiserver in etcd (its --etcd-prefix)")
 	c.Flags().StringVar(&f.keyID, "key-id", "", "key_id that counts as current (default: that of the newest value)")
 	c.Flags().StringSliceVar(&f.resources, "resources", nil, "instead of --encryption-config: what should be encrypted, such as secrets,configmaps")
-	c.Flags().StringArrayVar(&f.require, "require", nil, "exit with 3 unless all-on=KEY, none-on=KEY or no-plaintext; can be repeated")
+	c.Flags().StringArrayVar(&f.require, "require", nil, "exit with 3 unless all-on=KEY, none-on=KEY, none-needs=KEY, opened-by=KEY or no-plaintext; can be repeated")
 }
 
 func (f *knowledgeFlags) options() (o coverage.Options, err error) {

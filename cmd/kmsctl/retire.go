@@ -104,6 +104,9 @@ func (f *retireFlags) configure(key string) error {
 	for _, k := range parsed.Keys {
 		if k.Name == key {
 			f.o.Role, f.o.Target = string(k.Role), k.Target()
+			if k.AWSKMS != nil {
+				f.o.Replicas = k.AWSKMS.Replicas
+			}
 			return nil
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -50,12 +51,14 @@ type Socket struct {
 
 // Key is one KEK of the ring, with exactly one provider.
 type Key struct {
-	Name       string     `yaml:"name"`
-	Role       keys.Role  `yaml:"role"`
-	ActivateAt time.Time  `yaml:"activateAt"`
-	Generation uint64     `yaml:"generation"`
-	AWSKMS     *AWSKMS    `yaml:"awskms"`
-	LocalFile  *LocalFile `yaml:"localfile"`
+	Name       string    `yaml:"name"`
+	Role       keys.Role `yaml:"role"`
+	ActivateAt time.Time `yaml:"activateAt"`
+	Generation uint64    `yaml:"generation"`
+	// AlsoWrapWith names keys that wrap this key's local KEKs too.
+	AlsoWrapWith []string   `yaml:"alsoWrapWith"`
+	AWSKMS       *AWSKMS    `yaml:"awskms"`
+	LocalFile    *LocalFile `yaml:"localfile"`
 }
 
 // AWSKMS is a key in AWS KMS.
@@ -66,6 +69,9 @@ type AWSKMS struct {
 	AllowStaticCredentials bool              `yaml:"allowStaticCredentials"`
 	CABundle               string            `yaml:"caBundle"`
 	Proxy                  string            `yaml:"proxy"`
+	Replicas               []string          `yaml:"replicas"`         // ARNs of the same multi-Region key, in order of preference
+	ReplicaEndpoints       map[string]string `yaml:"replicaEndpoints"` // by region
+	RegionQuorum           keys.Quorum       `yaml:"regionQuorum"`     // any or all
 }
 
 // LocalFile is a Tink keyset in a file: for a laptop or a lab.
@@ -148,6 +154,20 @@ func (k Key) Target() string {
 		return "localfile " + k.LocalFile.Path
 	}
 	return ""
+}
+
+// sameKEK compares Targets. All replicas of a multi-Region key are one KEK, so its
+// region does not count.
+func (k Key) sameKEK(o Key) bool {
+	return regionless(k.Target()) == regionless(o.Target())
+}
+
+func regionless(target string) string {
+	if p := strings.Split(target, ":"); len(p) == 6 && strings.HasPrefix(p[5], "key/mrk-") {
+		p[3] = ""
+		return strings.Join(p, ":")
+	}
+	return target
 }
 
 // Hash names the bytes of a file.

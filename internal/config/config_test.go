@@ -107,6 +107,14 @@ func TestParseRefuses(t *testing.T) {
 		"short duration":       {good + "probe: {interval: 1ms}\n", 15, "out of range", "durations look like"},
 		"observations":         {good + "rotation: {observations: 0}\n", 15, "out of range", ""},
 		"maxOutageDecrypt":     {good + "health: {maxOutageDecrypt: 1h}\n", 15, "less than maxOutage", ""},
+		"unknown recipient":    {replace("  role: write", "  role: write\n  alsoWrapWith: [lab2]"), 9, `no key "lab2"`, "role: read"},
+		"its own recipient":    {replace("  role: write", "  role: write\n  alsoWrapWith: [prod-2026]"), 9, "this very KEK", "awskms.replicas"},
+		"recipient twice":      {replace("  role: write", "  role: write\n  alsoWrapWith: [lab, lab]"), 9, "named twice", "keep one"},
+		"retired recipient":    {strings.Replace(replace("  role: write", "  role: write\n  alsoWrapWith: [lab]"), "role: read", "role: retired", 1), 9, "is retired", "take it out"},
+		"many recipients":      {replace("  role: write", "  role: write\n  alsoWrapWith: [a, b, c, d, e]"), 9, "5 keys are named", "stored with every object"},
+		"recipient, direct":    {replace("  role: write", "  role: write\n  alsoWrapWith: [lab]") + "wrapping: direct\n", 9, "no local KEK", "local-kek"},
+		"quorum":               {replace("keyARN: "+arn, "keyARN: "+arn+"\n    replicas: [x]\n    regionQuorum: most"), 12, "neither any nor all", ""},
+		"quorum of one":        {replace("keyARN: "+arn, "keyARN: "+arn+"\n    regionQuorum: all"), 11, "one region alone", "replicas"},
 		"logLevel":             {good + "logLevel: loud\n", 15, "none of debug", ""},
 	} {
 		c, problems := config.Parse([]byte(tc.in))

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -123,6 +124,9 @@ func (k *checker) keys() {
 		}
 		at[key.ActivateAt.UnixNano()] = key.Name
 	}
+	for i, key := range c.Keys {
+		k.recipients(fmt.Sprintf("keys[%d].alsoWrapWith", i), key)
+	}
 	switch {
 	case writers == 0:
 		k.bad("keys", "give one key role: write", "no key has role write")
@@ -155,8 +159,45 @@ func (k *checker) key(path string, key Key) {
 		if err := keys.ValidateContext(key.AWSKMS.EncryptionContext); err != nil {
 			k.bad(path+".awskms.encryptionContext", "", "%v", err)
 		}
+		k.regions(path+".awskms", key.AWSKMS)
 	} else {
 		k.absolute(path+".localfile.path", key.LocalFile.Path)
+	}
+}
+
+// recipients checks what the co-recipients of a key are by name.
+func (k *checker) recipients(path string, key Key) {
+	if len(key.AlsoWrapWith) > 0 && k.c.Wrapping == keys.WrapDirect {
+		k.bad(path, "leave it out, or use wrapping: local-kek", "with wrapping: direct there is no local KEK that others could wrap")
+	}
+	if n := len(key.AlsoWrapWith); n > keys.MaxRecipients {
+		k.bad(path, "each one is stored with every object and asked at every new local KEK", "%d keys are named, at most %d are allowed", n, keys.MaxRecipients)
+	}
+	for i, name := range key.AlsoWrapWith {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		other := slices.IndexFunc(k.c.Keys, func(o Key) bool { return o.Name == name })
+		switch {
+		case other < 0:
+			k.bad(at, "add the key with role: read, or correct the name", "there is no key %q", name)
+		case name == key.Name, k.c.Keys[other].sameKEK(key):
+			k.bad(at, "name another KEK; another region of this one belongs into awskms.replicas", "%q is this very KEK", name)
+		case slices.Index(key.AlsoWrapWith, name) != i:
+			k.bad(at, "keep one of the two", "%q is named twice", name)
+		case k.c.Keys[other].Role == keys.RoleRetired:
+			k.bad(at, "take it out of alsoWrapWith before it is retired", "key %q is retired and wraps nothing any more", name)
+		}
+	}
+}
+
+// regions checks what needs no knowledge of ARNs; package awskms does the rest.
+func (k *checker) regions(path string, a *AWSKMS) {
+	switch a.RegionQuorum {
+	case "", keys.QuorumAny, keys.QuorumAll:
+	default:
+		k.bad(path+".regionQuorum", "any is right unless a replica may be disabled on purpose", "%q is neither any nor all", a.RegionQuorum)
+	}
+	if a.RegionQuorum != "" && len(a.Replicas) == 0 {
+		k.bad(path+".regionQuorum", "name the replicas of a multi-Region key in replicas, or leave it out", "there is one region alone")
 	}
 }
 

@@ -17,6 +17,8 @@ type Gate struct {
 	Holds     bool     `json:"holds"`
 	Reason    string   `json:"reason,omitempty"`    // why it cannot hold, whatever the objects
 	Offenders []Sample `json:"offenders,omitempty"` // most objects first
+	// Spared objects are under the key of none-needs, and another key opens them too.
+	Spared int64 `json:"spared,omitempty"`
 }
 
 // Requirement is a parsed gate.
@@ -30,26 +32,34 @@ type Requirement struct {
 const (
 	allOn       = "all-on"
 	noneOn      = "none-on"
+	noneNeeds   = "none-needs"
+	openedBy    = "opened-by"
 	noPlaintext = "no-plaintext"
 )
 
-// ParseRequirement reads all-on=KEY, none-on=KEY or no-plaintext. KEY is a
+// ParseRequirement reads all-on=KEY, none-on=KEY, none-needs=KEY, opened-by=KEY or
+// no-plaintext. They differ where a local KEK has co-recipients: all-on is about the
+// KEK that key_id names, none-on and opened-by about whatever can open it, none-needs
+// about what nothing else opens. KEY is a
 // key_id, its sha256:… as in kube-apiserver's metrics, a name of the plugin's
 // configuration, a KEK (key ARN), a key material, or a local key of another
 // provider as kind:name ("aescbc:key1").
 func ParseRequirement(s string) (Requirement, error) {
 	verb, key, hasKey := strings.Cut(s, "=")
 	switch {
-	case s == noPlaintext, (verb == allOn || verb == noneOn) && hasKey && key != "":
+	case s == noPlaintext, slices.Contains([]string{allOn, noneOn, noneNeeds, openedBy}, verb) && hasKey && key != "":
 		return Requirement{s, verb, key}, nil
 	}
-	return Requirement{}, fmt.Errorf("requirement %q is none of all-on=KEY, none-on=KEY, no-plaintext", s)
+	return Requirement{}, fmt.Errorf("requirement %q is none of all-on=KEY, none-on=KEY, none-needs=KEY, opened-by=KEY, no-plaintext", s)
 }
 
 // Check tells whether there is enough to judge by; it is asked before etcd is read.
 func (q Requirement) Check(o Options) error {
-	if q.verb != noneOn && o.Encryption == nil && len(o.Resources) == 0 {
+	if q.mustBe() && o.Encryption == nil && len(o.Resources) == 0 {
 		return fmt.Errorf("%s needs --encryption-config FILE or --resources LIST, or nobody knows what should be encrypted", q.verb)
+	}
+	if q.verb == noneNeeds || q.verb == openedBy {
+		return q.checkName(o)
 	}
 	if q.verb == noPlaintext || q.isExact() {
 		return nil
@@ -62,6 +72,20 @@ func (q Requirement) Check(o Options) error {
 	}
 	if o.Names == nil && !q.isKEK() && !isMaterial(q.key) {
 		return fmt.Errorf("%s: the name %q needs --plugin-config FILE; or give a key_id or a key ARN", q.verb, q.key)
+	}
+	return nil
+}
+
+// mustBe tells the verbs that ask something of every object that should be encrypted.
+func (q Requirement) mustBe() bool { return q.verb != noneOn && q.verb != noneNeeds }
+
+// checkName: who else opens a value only the plugin's configuration tells.
+func (q Requirement) checkName(o Options) error {
+	if o.Names == nil {
+		return fmt.Errorf("%s needs --plugin-config FILE: only that tells which keys there are to open a value", q.verb)
+	}
+	if !slices.Contains(o.Names.Known(), q.key) {
+		return fmt.Errorf("%s: there is no key %q in the plugin's configuration, which has %s", q.verb, q.key, strings.Join(o.Names.Known(), ", "))
 	}
 	return nil
 }
@@ -100,8 +124,9 @@ const (
 	same
 )
 
-// relate compares. Only what is exact, or proved by the plugin's configuration, is the same.
-func (q Requirement) relate(k *Key, o Options) relation {
+// main compares with the KEK that key_id names. Only what is exact, or proved by the
+// plugin's configuration, is the same.
+func (q Requirement) main(k *Key, o Options) relation {
 	if kind, name, ok := strings.Cut(q.key, ":"); ok && localKinds[kind] != 0 {
 		if k.tally.kind == localKinds[kind] && k.Provider == name {
 			return same
@@ -130,9 +155,9 @@ func (q Requirement) relate(k *Key, o Options) relation {
 	return unrelated
 }
 
-// kek compares KEKs and co-recipients.
+// kek compares KEKs, without co-recipients.
 func (q Requirement) kek(k *Key) bool {
-	return q.isKEK() && slices.ContainsFunc(slices.Concat(k.KEKs, k.Recipients), func(id string) bool {
+	return q.isKEK() && slices.ContainsFunc(k.KEKs, func(id string) bool {
 		return id == q.key || sameARN(q.key, id)
 	})
 }
@@ -144,7 +169,7 @@ func (q Requirement) claims(k *Key, o Options) bool {
 	}
 	for _, e := range o.Names.entries {
 		if e.Name == q.key && e.AWSKMS != nil {
-			return slices.ContainsFunc(slices.Concat(k.KEKs, k.Recipients), func(id string) bool { return sameARN(e.AWSKMS.KeyARN, id) })
+			return slices.ContainsFunc(k.KEKs, func(id string) bool { return sameARN(e.AWSKMS.KeyARN, id) })
 		}
 	}
 	return false
@@ -154,7 +179,7 @@ var errNothing = errors.New("no key of kube-apiserver was found below the prefix
 
 func (q Requirement) judge(r *Report, o Options) Gate {
 	g := Gate{Require: q.text}
-	if q.verb != noneOn && !slices.ContainsFunc(r.Resources, func(res Resource) bool { return !res.outside() }) {
+	if q.mustBe() && !slices.ContainsFunc(r.Resources, func(res Resource) bool { return !res.outside() }) {
 		g.Reason = errNothing.Error()
 	}
 	for i := range r.Resources {
@@ -162,6 +187,8 @@ func (q Requirement) judge(r *Report, o Options) Gate {
 		for _, gr := range res.groups {
 			if what := q.offends(r, res, gr, o); what != "" {
 				g.offend(res.Resource, what, gr)
+			} else if q.verb == noneNeeds && gr.kind.Encrypted() && q.opens(r.key(gr.key.id()), o) != unrelated {
+				g.Spared += gr.objects
 			}
 		}
 	}
@@ -196,7 +223,7 @@ func (q Requirement) offends(r *Report, res *Resource, gr *group, o Options) str
 		return plainText(res, o)
 	case q.verb == noneOn:
 		if encrypted {
-			switch k := r.key(gr.key.id()); q.relate(k, o) {
+			switch k := r.key(gr.key.id()); q.opens(k, o) {
 			case same:
 				return "under " + k.String()
 			case perhaps:
@@ -204,8 +231,22 @@ func (q Requirement) offends(r *Report, res *Resource, gr *group, o Options) str
 			}
 		}
 		return ""
+	case q.verb == noneNeeds:
+		if encrypted {
+			switch k := r.key(gr.key.id()); {
+			case q.needed(k, o) && q.opens(k, o) == same:
+				return "under it, and nothing else that stays opens it: " + k.String()
+			case q.needed(k, o):
+				return "perhaps under it: " + k.String()
+			}
+		}
+		return ""
+	case q.verb == openedBy && encrypted:
+		if k := r.key(gr.key.id()); q.opens(k, o) != same {
+			return "not opened by it: " + k.String()
+		}
 	case encrypted:
-		if k := r.key(gr.key.id()); q.relate(k, o) != same {
+		if k := r.key(gr.key.id()); q.main(k, o) != same {
 			return "under " + k.String()
 		}
 	default:

@@ -122,6 +122,9 @@ func (inv *Inventory) Print(w io.Writer, width int) error {
 		if len(n.Materials) > 0 {
 			p.line("  KEK %s; material %s", list(n.KEKs), list(n.Materials))
 		}
+		if len(n.Recipients) > 0 {
+			p.line("  or, by its co-recipients, any one of %s", list(n.Recipients))
+		}
 		p.line("  last needed by %s of %s", clean(n.LastFile), n.LastTime.Format("2006-01-02"))
 		switch {
 		case n.Newest:

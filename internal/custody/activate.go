@@ -65,14 +65,14 @@ func (k *Custodian) due(h *held) bool {
 		return false
 	}
 	a := v.active
-	return a == nil || !a.stands(e, v.ring.Wrapping()) || a.wrappedOnly() || k.ripe(h.candidate, v.ring.Wrapping())
+	return a == nil || !a.stands(e, v.ring) || a.wrappedOnly() || k.ripe(h.candidate, v.ring.Wrapping())
 }
 
 // adopt makes a key the write key, or takes up its local KEK again.
 func (k *Custodian) adopt(ctx context.Context, h *held) error {
 	v := k.view.Load()
 	e, a := h.entry.Load(), v.active
-	same := a != nil && a.stands(e, v.ring.Wrapping())
+	same := a != nil && a.stands(e, v.ring)
 	if same && a.wrappedOnly() {
 		err := k.restore(ctx, h, a)
 		if !errors.Is(err, keys.ErrContradiction) && !errors.Is(err, keys.ErrMalformed) && keys.ClassOf(err) != keys.ClassData {
@@ -92,11 +92,10 @@ func (k *Custodian) adopt(ctx context.Context, h *held) error {
 		return nil
 	}
 	if err != nil {
-		if a != nil && !same {
-			k.event(slog.LevelError, "activate", "the new write key does not wrap; this instance stays on the old one", h, a.keyID, err)
-		}
+		k.stays(h, a, same, err)
 		return err
 	}
+	h.blocked.Store(nil)
 	return k.activate(h, next, o)
 }
 
@@ -106,16 +105,19 @@ func (k *Custodian) restore(ctx context.Context, h *held, a *active) error {
 	if err != nil {
 		return err
 	}
+	v := k.view.Load()
+	by := v.ordered(refsOf(hd)) // closed ones too: this is how they open again
 	ctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
 	defer cancel()
-	o, _, err := unwrapLocal(ctx, k.view.Load().ring.ClusterID(), a.entry, hd)
-	if !errors.Is(err, keys.ErrContradiction) && !errors.Is(err, keys.ErrMalformed) && keys.ClassOf(err) != keys.ClassData {
-		h.health.Unwrap.Observe(canceled(ctx, err))
-	}
+	o, err := unwrapAny(ctx, v.ring.ClusterID(), by, hd, func(e *keys.Entry, err error) {
+		if v.held[e] == h && !errors.Is(err, keys.ErrContradiction) && !errors.Is(err, keys.ErrMalformed) && keys.ClassOf(err) != keys.ClassData {
+			h.observe(ctx, h.health.Unwrap, err)
+		}
+	})
 	if err != nil {
 		return err
 	}
-	k.keep(h, keys.BlobLocalKEK, hd.Wrapped)
+	k.keepAll(v, hd)
 	h.poke() // whether it still wraps is not known yet
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -147,16 +149,19 @@ func (k *Custodian) create(ctx context.Context, h *held, e *keys.Entry, r *keys.
 		return nil, nil, errOtherMaterial
 	}
 	h.kept.Store(&state.Kept{Type: t, Blob: ver.Blob})
-	hd := headerOf(r.ClusterID(), r.Wrapping(), e, ver.Material)
+	hd := headerOf(r, e, ver.Material)
 	if r.Wrapping() == keys.WrapLocalKEK {
 		hd.LocalKEK, hd.Wrapped = local.ID(), ver.Blob
+		if err := k.wrapAlso(ctx, e, secret, hd); err != nil {
+			return nil, nil, err
+		}
 	}
 	a, err := newActive(h, e, r.ClusterID(), hd)
 	if err != nil || r.Wrapping() == keys.WrapDirect {
 		return a, nil, err
 	}
 	a.local = local
-	return a, newOpened(local, hd, r.ClusterID(), ver.RequestID), nil
+	return a, newOpened(local, hd, e, r.ClusterID(), ver.RequestID), nil
 }
 
 func newActive(h *held, e *keys.Entry, clusterID string, hd *envelope.Header) (*active, error) {
@@ -164,7 +169,7 @@ func newActive(h *held, e *keys.Entry, clusterID string, hd *envelope.Header) (*
 	if err != nil {
 		return nil, fmt.Errorf("build the header of key %q: %w", e.Name, err)
 	}
-	a := &active{held: h, entry: e, material: hd.Material, header: raw, digest: envelope.Digest(raw), kind: hd.Type,
+	a := &active{held: h, entry: e, material: hd.Material, refs: refsOf(hd), header: raw, digest: envelope.Digest(raw), kind: hd.Type,
 		keyID:       keys.KeyID(e.Name, hd.Facts(clusterID)),
 		annotations: map[string][]byte{envelope.AnnotationKey: raw},
 		detail:      plugin.Detail{KEK: hd.Identity}}
@@ -222,7 +227,7 @@ func (k *Custodian) usedBefore(keyID string) bool {
 // reported says whether this material of an entry was reported before.
 func (k *Custodian) reported(e *keys.Entry, material string) bool {
 	r := k.view.Load().ring
-	id := keys.KeyID(e.Name, headerOf(r.ClusterID(), r.Wrapping(), e, material).Facts(r.ClusterID()))
+	id := keys.KeyID(e.Name, headerOf(r, e, material).Facts(r.ClusterID()))
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return slices.ContainsFunc(k.memory.Journal, func(x state.Reported) bool { return x.KeyID == id })
@@ -253,8 +258,8 @@ func (k *Custodian) settings() Tuning {
 }
 
 // stands says whether what Status reports is this entry as configured.
-func (a *active) stands(e *keys.Entry, w keys.Wrapping) bool {
-	return a.entry == e && a.wrapping() == w
+func (a *active) stands(e *keys.Entry, r *keys.Ring) bool {
+	return a.entry == e && a.wrapping() == r.Wrapping() && slices.Equal(a.refs, refsOf(headerOf(r, e, a.material)))
 }
 
 func (a *active) wrapping() keys.Wrapping {

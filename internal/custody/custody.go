@@ -54,7 +54,9 @@ type Event struct {
 	Text  string // constant sentence
 	Key   string // name of the ring entry
 	KeyID string
-	Err   error
+	// Region is "" for what is not about one.
+	Region string
+	Err    error
 }
 
 // Observer is told what happens. Its methods must not block.
@@ -109,7 +111,9 @@ type held struct {
 	lastOpened    atomic.Int64 // Unix seconds, 0 never
 	kept          atomic.Pointer[state.Kept]
 	candidate     candidate // of the prober alone
+	blocked       atomic.Pointer[blocked]
 	lastState     map[keys.Op]health.State
+	regions       regionLog // of a key that has several
 }
 
 // active is what Status reports and Encrypt uses: both come from one pointer.
@@ -118,6 +122,7 @@ type active struct {
 	entry       *keys.Entry
 	material    string
 	keyID       string
+	refs        []kekRef // KEK and co-recipients, as in the header
 	header      []byte
 	digest      [32]byte
 	annotations map[string][]byte
@@ -202,14 +207,18 @@ func (h *held) poke() {
 	}
 }
 
-// headerOf builds and marshals the header of an entry's new seeds.
-func headerOf(clusterID string, w keys.Wrapping, e *keys.Entry, material string) *envelope.Header {
+// headerOf builds the header of an entry's new seeds; what is wrapped is still missing.
+func headerOf(r *keys.Ring, e *keys.Entry, material string) *envelope.Header {
 	h := &envelope.Header{
 		Suite: envelope.SuiteXAES, Type: keys.BlobLocalKEK, Identity: e.KEK.Identity(), Material: material,
-		Generation: e.Generation, Cluster: envelope.ClusterDigest(clusterID), Context: e.ContextDigest(),
+		Generation: e.Generation, Cluster: envelope.ClusterDigest(r.ClusterID()), Context: e.ContextDigest(),
 	}
-	if w == keys.WrapDirect {
+	if r.Wrapping() == keys.WrapDirect {
 		h.Suite, h.Type = envelope.SuiteNone, keys.BlobSeed
+		return h
+	}
+	for _, o := range e.Recipients() {
+		h.Recipients = append(h.Recipients, envelope.Recipient{Identity: o.KEK.Identity(), Context: o.ContextDigest()})
 	}
 	return h
 }

@@ -27,7 +27,7 @@ import (
 // that can be made to fail.
 type cloud struct {
 	identity string
-	mu       sync.Mutex
+	mu       *sync.Mutex // shared by the regions of one key
 	aeads    map[string]cipher.AEAD
 	material string // in use for wraps
 	view     func(call int) string
@@ -39,7 +39,7 @@ type cloud struct {
 }
 
 func newCloud(name string) *cloud {
-	c := &cloud{identity: "test:" + name, aeads: map[string]cipher.AEAD{}, fail: map[keys.Op]error{}, calls: map[keys.Op]int{}}
+	c := &cloud{identity: "test:" + name, mu: &sync.Mutex{}, aeads: map[string]cipher.AEAD{}, fail: map[keys.Op]error{}, calls: map[keys.Op]int{}}
 	c.rotate("m1")
 	return c
 }

@@ -4,8 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"errors"
 	"fmt"
-	"time"
 
 	"kms-plugin.io/internal/envelope"
 	"kms-plugin.io/pkg/keys"
@@ -33,7 +33,7 @@ func (k *Custodian) Open(ctx context.Context, r plugin.OpenRequest) (keys.Secret
 		return nil, plugin.Detail{}, err
 	}
 	detail := plugin.Detail{KEK: h.Identity}
-	e, err := k.route(v, h, r.KeyID)
+	by, err := k.route(v, h, r.KeyID)
 	if err != nil {
 		return nil, detail, err
 	}
@@ -43,15 +43,11 @@ func (k *Custodian) Open(ctx context.Context, r plugin.OpenRequest) (keys.Secret
 	}
 	var seed keys.Secret
 	if h.Type == keys.BlobSeed {
-		seed, err = k.openDirect(ctx, v, e, h, d, body, &detail)
+		seed, err = k.openDirect(ctx, v, by[0], h, d, body, &detail)
 	} else {
-		seed, err = k.openLocal(ctx, v, e, h, d, body, &detail)
+		seed, err = k.openLocal(ctx, v, by, h, d, body, &detail)
 	}
-	if err != nil {
-		return nil, detail, err
-	}
-	k.opened(v.held[e], e)
-	return seed, detail, nil
+	return seed, detail, err
 }
 
 // annotation finds our header among hostile annotations.
@@ -71,22 +67,22 @@ func annotation(all map[string][]byte) ([]byte, error) {
 // openKnown serves from memory. The very same header was parsed and confirmed
 // when its local KEK came to memory. Not done: the KEK left the ring since.
 func (k *Custodian) openKnown(v *view, o *opened, r plugin.OpenRequest, d digest) (keys.Secret, plugin.Detail, error, bool) {
-	e, err := v.ring.Lookup(o.identity, o.context)
-	if err != nil {
+	all := v.known(o.refs)
+	if len(all) == 0 {
 		return nil, plugin.Detail{}, nil, false
 	}
 	k.observer.CacheResult("hit")
-	detail := plugin.Detail{KEK: o.identity, LocalKEK: o.detail}
-	seed, err := k.unseal(v, e, o, r, d)
+	detail := plugin.Detail{KEK: o.by.KEK.Identity(), LocalKEK: o.detail}
+	seed, err := k.unseal(v, all, o, r, d)
 	if err != nil {
 		return nil, detail, err, true
 	}
-	k.opened(v.held[e], e)
+	k.opened(v, all, nil)
 	return seed, detail, nil, true
 }
 
-func (k *Custodian) unseal(v *view, e *keys.Entry, o *opened, r plugin.OpenRequest, d digest) (keys.Secret, error) {
-	if err := shut(v.held[e], e); err != nil {
+func (k *Custodian) unseal(v *view, all []*keys.Entry, o *opened, r plugin.OpenRequest, d digest) (keys.Secret, error) {
+	if err := v.shut(all); err != nil {
 		return nil, err
 	}
 	if err := compareKeyID(r.KeyID, o.keyID); err != nil {
@@ -103,20 +99,20 @@ func (k *Custodian) unseal(v *view, e *keys.Entry, o *opened, r plugin.OpenReque
 	return seed, nil
 }
 
-// route finds the entry a header belongs to and refuses what cannot be ours
+// route finds the entries that can open a header and refuses what cannot be ours
 // before any remote call.
-func (k *Custodian) route(v *view, h *envelope.Header, keyID string) (*keys.Entry, error) {
+func (k *Custodian) route(v *view, h *envelope.Header, keyID string) ([]*keys.Entry, error) {
 	if h.Cluster != envelope.ClusterDigest(v.ring.ClusterID()) {
 		return nil, fmt.Errorf("%w: it was sealed for another cluster id than %q", keys.ErrContradiction, v.ring.ClusterID())
 	}
-	e, err := v.ring.Lookup(h.Identity, h.Context)
-	if err != nil {
+	by, err := v.openers(refsOf(h))
+	if errors.Is(err, keys.ErrUnknownKey) {
 		return nil, err
 	}
 	if err := compareKeyID(keyID, h.Facts(v.ring.ClusterID()).Digest()); err != nil {
 		return nil, err
 	}
-	return e, shut(v.held[e], e)
+	return by, err
 }
 
 // compareKeyID holds the request's key_id against the facts. The name before
@@ -141,19 +137,20 @@ func shut(h *held, e *keys.Entry) error {
 	return nil
 }
 
-func (k *Custodian) openLocal(ctx context.Context, v *view, e *keys.Entry, h *envelope.Header, d digest, body []byte, detail *plugin.Detail) (keys.Secret, error) {
-	o, result, err := k.cache.local(ctx, v.ring.ClusterID(), e, h, d)
+func (k *Custodian) openLocal(ctx context.Context, v *view, by []*keys.Entry, h *envelope.Header, d digest, body []byte, detail *plugin.Detail) (keys.Secret, error) {
+	o, result, err := k.cache.local(ctx, v.ring.ClusterID(), by, h, d)
 	k.observer.CacheResult(result)
 	detail.LocalKEK = shortID(h.LocalKEK)
 	if err != nil {
 		return nil, err
 	}
-	detail.RequestID = o.request
-	k.keep(v.held[e], keys.BlobLocalKEK, h.Wrapped)
+	detail.RequestID, detail.KEK = o.request, o.by.KEK.Identity()
 	seed, err := o.key.Open(body, d[:])
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", keys.ErrContradiction, err)
 	}
+	k.keepAll(v, h)
+	k.opened(v, v.known(o.refs), v.ring.Find(o.by.KEK.Identity(), o.by.ContextDigest()))
 	return seed, nil
 }
 
@@ -176,6 +173,7 @@ func (k *Custodian) openDirect(ctx context.Context, v *view, e *keys.Entry, h *e
 	if result == "miss" {
 		detail.RequestID = request
 	}
+	k.opened(v, []*keys.Entry{e}, e)
 	return append(keys.Secret(nil), seed...), nil // others may share the flight
 }
 
@@ -193,12 +191,4 @@ func seedOf(u keys.Unwrapped, h *envelope.Header, d digest, name string) (keys.S
 		return nil, fmt.Errorf("%w: key %q: the header names another material than the one that unwrapped it", keys.ErrContradiction, name)
 	}
 	return append(keys.Secret(nil), plain[32:]...), nil
-}
-
-// opened notes the use of a key: the guard of retirement asks for it.
-func (k *Custodian) opened(h *held, e *keys.Entry) {
-	h.lastOpened.Store(time.Now().Unix())
-	if e.Role == keys.RoleRetired {
-		k.observer.RetiredOpen(e.Name)
-	}
 }

@@ -125,5 +125,5 @@ func (k *Custodian) remembering(v *view) []state.Key {
 func journalEntry(a *active) state.Reported {
 	d := a.entry.ContextDigest()
 	return state.Reported{KeyID: a.keyID, Identity: a.entry.KEK.Identity(), Context: hex.EncodeToString(d[:]),
-		Generation: a.entry.Generation, Wrapping: a.wrapping(), First: time.Now().UTC().Round(time.Second)}
+		Generation: a.entry.Generation, Wrapping: a.wrapping(), Recipients: a.recipients(), First: time.Now().UTC().Round(time.Second)}
 }

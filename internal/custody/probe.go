@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	mrand "math/rand/v2"
+	"slices"
 	"time"
 
 	"kms-plugin.io/internal/envelope"
@@ -51,6 +52,16 @@ func (k *Custodian) probe(ctx context.Context, h *held) {
 
 // cycle asks the KMS once, in the way that tells most.
 func (k *Custodian) cycle(ctx context.Context, h *held) error {
+	if several, ok := h.entry.Load().KEK.(keys.Regional); ok {
+		var failed error
+		if k.due(h) {
+			failed = k.adopt(ctx, h)
+		}
+		if err := k.probeRegions(ctx, h, several); failed == nil {
+			failed = err
+		}
+		return failed
+	}
 	if k.due(h) {
 		return k.adopt(ctx, h)
 	}
@@ -61,10 +72,13 @@ func (k *Custodian) cycle(ctx context.Context, h *held) error {
 }
 
 // writes tells whether a key is probed by wrapping: the write key, and one that
-// will be. Keys that only read never wrap.
+// will be, with their co-recipients. Keys that only read never wrap.
 func (k *Custodian) writes(h *held) bool {
-	e, now := h.entry.Load(), k.now()
-	return e.Role == keys.RoleWrite && (e.ActivateAt.After(now) || k.view.Load().ring.WriteKey(now) == e)
+	e, now, r := h.entry.Load(), k.now(), k.view.Load().ring
+	writer := func(o *keys.Entry) bool {
+		return o.Role == keys.RoleWrite && (o.ActivateAt.After(now) || r.WriteKey(now) == o)
+	}
+	return writer(e) || slices.ContainsFunc(r.Entries(), func(o *keys.Entry) bool { return writer(o) && slices.Contains(o.Recipients(), e) })
 }
 
 // probeWrap wraps and unwraps a canary, which also shows the material in use.
@@ -78,39 +92,61 @@ func (k *Custodian) probeWrap(ctx context.Context, h *held) error {
 	if err != nil {
 		return err
 	}
-	h.kept.Store(&state.Kept{Type: keys.BlobProbe, Blob: v.Blob, Anchor: anchor})
+	if anchor == "" || h.kept.Load() == nil { // one without an anchor is read by every release
+		h.kept.Store(&state.Kept{Type: keys.BlobProbe, Blob: v.Blob, Anchor: anchor})
+	}
 	k.noteMaterial(h, v.Material)
 	k.touch()
 	return nil
+}
+
+// observe tells the health of an operation what a canary was answered. Where there
+// are several regions only the word of each counts: see probeRegions.
+func (h *held) observe(ctx context.Context, m *health.Machine, err error) {
+	if _, several := h.entry.Load().KEK.(keys.Regional); !several {
+		m.Observe(canceled(ctx, err))
+	}
 }
 
 // wrapVerified is keys.WrapVerified with each half told to the health of its
 // operation. When the wrap fails, a kept blob shows whether the unwrap does too.
 func (k *Custodian) wrapVerified(ctx context.Context, h *held, t keys.BlobType, anchor string, payload keys.Secret) (keys.Verified, error) {
 	e := h.entry.Load()
+	v, werr, uerr := k.askBoth(ctx, e.KEK, e, t, anchor, payload)
+	h.observe(ctx, h.health.Wrap, werr)
+	if werr != nil {
+		if _, several := e.KEK.(keys.Regional); !several {
+			_ = k.probeKept(ctx, h) // its own verdict goes to the health of unwrap
+		}
+		return keys.Verified{}, werr
+	}
+	h.observe(ctx, h.health.Unwrap, uerr)
+	return v, uerr
+}
+
+// askBoth wraps a payload and unwraps it again; without the wrap there is nothing
+// to unwrap, and no error of it.
+func (k *Custodian) askBoth(ctx context.Context, kek keys.KEK, e *keys.Entry, t keys.BlobType, anchor string, payload keys.Secret) (v keys.Verified, werr, uerr error) {
 	bound := keys.NewContext(k.view.Load().ring.ClusterID(), t, e.Context).WithAudit(anchor)
 	plain := envelope.MarshalPlain(t, payload)
 	defer plain.Destroy()
 	wctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
-	w, err := e.KEK.Wrap(wctx, plain, bound)
+	w, werr := kek.Wrap(wctx, plain, bound)
 	cancel()
-	h.health.Wrap.Observe(canceled(ctx, err))
-	if err != nil {
-		_ = k.probeKept(ctx, h) // its own verdict goes to the health of unwrap
-		return keys.Verified{}, err
+	if werr != nil {
+		return v, werr, nil
 	}
 	uctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
 	defer cancel()
-	u, err := e.KEK.Unwrap(uctx, w.Blob, bound)
-	if err == nil && subtle.ConstantTimeCompare(u.Plaintext, plain) != 1 {
-		err = &keys.Error{Class: keys.ClassData, Op: keys.OpUnwrap, Key: e.KEK.Identity(), Err: errors.New("a wrap just made opens to other bytes")}
+	u, uerr := kek.Unwrap(uctx, w.Blob, bound)
+	if uerr == nil && subtle.ConstantTimeCompare(u.Plaintext, plain) != 1 {
+		uerr = &keys.Error{Class: keys.ClassData, Op: keys.OpUnwrap, Key: kek.Identity(), Err: errors.New("a wrap just made opens to other bytes")}
 	}
 	u.Plaintext.Destroy()
-	h.health.Unwrap.Observe(canceled(ctx, err))
-	if err != nil {
-		return keys.Verified{}, err
+	if uerr != nil {
+		return v, nil, uerr
 	}
-	return keys.Verified{Blob: w.Blob, Material: u.Material, RequestID: u.RequestID}, nil
+	return keys.Verified{Blob: w.Blob, Material: u.Material, RequestID: u.RequestID}, nil, nil
 }
 
 // canceled keeps our own shutdown from being taken for an outage.
@@ -129,14 +165,7 @@ func (k *Custodian) probeKept(ctx context.Context, h *held) error {
 		return nil
 	}
 	e := h.entry.Load()
-	uctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
-	defer cancel()
-	bound := keys.NewContext(k.view.Load().ring.ClusterID(), kept.Type, e.Context).WithAudit(kept.Anchor)
-	u, err := e.KEK.Unwrap(uctx, kept.Blob, bound)
-	if err == nil {
-		_, err = envelope.ParsePlain(kept.Type, u.Plaintext)
-		u.Plaintext.Destroy()
-	}
+	err := k.askKept(ctx, e.KEK, e, kept)
 	if keys.ClassOf(err) == keys.ClassData || errors.Is(err, keys.ErrMalformed) {
 		// The blob is at fault, not the key: forget it and wait for a better one.
 		h.kept.CompareAndSwap(kept, nil)
@@ -147,6 +176,19 @@ func (k *Custodian) probeKept(ctx context.Context, h *held) error {
 	if err == nil {
 		k.touch()
 	}
+	return err
+}
+
+// askKept unwraps a kept blob and looks at what came.
+func (k *Custodian) askKept(ctx context.Context, kek keys.KEK, e *keys.Entry, kept *state.Kept) error {
+	ctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
+	defer cancel()
+	u, err := kek.Unwrap(ctx, kept.Blob, keys.NewContext(k.view.Load().ring.ClusterID(), kept.Type, e.Context).WithAudit(kept.Anchor))
+	if err != nil {
+		return err
+	}
+	defer u.Plaintext.Destroy()
+	_, err = envelope.ParsePlain(kept.Type, u.Plaintext)
 	return err
 }
 
@@ -161,12 +203,14 @@ func (k *Custodian) keep(h *held, t keys.BlobType, blob []byte) {
 func (k *Custodian) pause(h *held, err error) time.Duration {
 	t := k.settings()
 	wait := t.ProbeInterval
-	switch keys.ClassOf(err) {
-	case keys.ClassNone:
+	switch c := keys.ClassOf(err); {
+	case errors.Is(err, errPartly):
+		wait = min(wait, RetryDenied)
+	case c == keys.ClassNone:
 		if h.candidate.seen > 0 {
 			wait = min(wait, t.SettleTime/time.Duration(t.Observations))
 		}
-	case keys.ClassOutage, keys.ClassCanceled:
+	case c == keys.ClassOutage, c == keys.ClassCanceled:
 		wait = min(wait, retryOutage)
 	default:
 		wait = min(wait, RetryDenied)
@@ -188,7 +232,7 @@ func (k *Custodian) settle(h *held) {
 			k.stateChanged(h, op, before, v)
 		}
 	}
-	if open.Wipe && k.wipe(h, e) > 0 {
+	if open.Wipe && k.wipe(e) > 0 {
 		k.event(slog.LevelError, "wipe", "local KEKs of a closed key were wiped from memory", h, "", open.Err)
 	}
 	k.observer.Changed()
@@ -212,14 +256,16 @@ func (k *Custodian) stateChanged(h *held, op keys.Op, before health.State, v hea
 	k.event(level, string(v.State), text, h, "", v.Err)
 }
 
-// wipe drops the local KEKs of a key from memory; the wrapped copy of the write
-// key's own stays, so that service resumes when the KMS allows it again.
-func (k *Custodian) wipe(h *held, e *keys.Entry) int {
-	n := k.cache.drop(e.KEK.Identity(), e.ContextDigest())
+// wipe drops the local KEKs of a key from memory, but for those that a co-recipient
+// may still open; the wrapped copy of the write key's own stays, so that service
+// resumes when the KMS allows it again.
+func (k *Custodian) wipe(e *keys.Entry) int {
+	ref, now := refOf(e), k.view.Load()
+	n := k.cache.dropWhere(func(o *opened) bool { return slices.Contains(o.refs, ref) && now.wiped(o.refs) })
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	v := k.view.Load()
-	if v.active != nil && v.active.held == h && v.active.local != nil {
+	if v.active != nil && v.active.local != nil && slices.Contains(v.active.refs, ref) && v.wiped(v.active.refs) {
 		a := *v.active
 		a.local = nil
 		k.swap(v, &a)

@@ -50,9 +50,8 @@ func (k *Custodian) Replace(r *keys.Ring, t Tuning) error {
 	}
 	for h := range running {
 		h.stop()
-		e := h.entry.Load()
-		k.cache.drop(e.KEK.Identity(), e.ContextDigest())
 	}
+	k.cache.dropWhere(func(o *opened) bool { return len(v.known(o.refs)) == 0 })
 	k.save()
 	return nil
 }

@@ -19,6 +19,7 @@ type KeyReport struct {
 	Role         keys.Role
 	Active       bool // its key_id is reported
 	Wrap, Unwrap health.Verdict
+	Regions      []RegionReport // nil for a key with one
 }
 
 // Report reads the state of now.
@@ -30,8 +31,12 @@ func (k *Custodian) Report() Report {
 	}
 	for _, e := range v.ring.Entries() {
 		h := v.held[e]
-		r.Keys = append(r.Keys, KeyReport{Name: e.Name, Role: e.Role, Active: v.active != nil && v.active.held == h,
-			Wrap: h.health.Wrap.Verdict(), Unwrap: h.health.Unwrap.Verdict()})
+		one := KeyReport{Name: e.Name, Role: e.Role, Active: v.active != nil && v.active.held == h,
+			Wrap: h.health.Wrap.Verdict(), Unwrap: h.health.Unwrap.Verdict()}
+		if several, ok := e.KEK.(keys.Regional); ok {
+			one.Regions = h.regions.report(several)
+		}
+		r.Keys = append(r.Keys, one)
 	}
 	return r
 }

@@ -66,6 +66,9 @@ func (k *Custodian) notReady() error {
 	if e == nil {
 		return fmt.Errorf("%w: no write key is activated yet", keys.ErrNotReady)
 	}
+	if b := v.held[e].blocked.Load(); b != nil {
+		return fmt.Errorf("%w: %w", keys.ErrNotReady, b.err)
+	}
 	if s := v.held[e].health.Seal(); s.Err != nil {
 		return fmt.Errorf("%w: no wrap with key %q has succeeded yet: %w", keys.ErrNotReady, e.Name, s.Err)
 	}

@@ -29,12 +29,12 @@ const (
 
 // opened is a local KEK in memory with what was confirmed when it came.
 type opened struct {
-	key      *localkek.Key
-	identity string
-	context  [16]byte
-	keyID    string // digest part of the key_id
-	detail   string // first 16 hex digits of its id
-	request  string // id of the call that unwrapped it
+	key     *localkek.Key
+	refs    []kekRef    // KEK and co-recipients
+	by      *keys.Entry // that unwrapped it, or wrapped it here
+	keyID   string      // digest part of the key_id
+	detail  string      // first 16 hex digits of its id
+	request string      // id of the call that unwrapped it
 }
 
 // unwrapper holds the local KEKs in memory, by digest of the whole header.
@@ -74,12 +74,12 @@ func (u *unwrapper) put(d digest, o *opened) {
 	u.known[d] = o
 }
 
-// drop forgets every local KEK of one KEK.
-func (u *unwrapper) drop(identity string, context [16]byte) (n int) {
+// dropWhere forgets local KEKs.
+func (u *unwrapper) dropWhere(f func(*opened) bool) (n int) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for d, o := range u.known {
-		if o.identity == identity && o.context == context {
+		if f(o) {
 			delete(u.known, d)
 			n++
 		}
@@ -99,7 +99,7 @@ func (u *unwrapper) ids() []string {
 }
 
 // local finds the local KEK of a header in memory or has it unwrapped.
-func (u *unwrapper) local(ctx context.Context, clusterID string, e *keys.Entry, h *envelope.Header, d digest) (*opened, string, error) {
+func (u *unwrapper) local(ctx context.Context, clusterID string, by []*keys.Entry, h *envelope.Header, d digest) (*opened, string, error) {
 	return u.locals.do(ctx, d, func(ctx context.Context) (*opened, error) {
 		if o := u.get(d); o != nil {
 			return o, nil // it came while this request was on its way here
@@ -107,7 +107,7 @@ func (u *unwrapper) local(ctx context.Context, clusterID string, e *keys.Entry, 
 		if err := u.unknown.Wait(ctx); err != nil {
 			return nil, fmt.Errorf("%w: more unknown local KEKs than %d a second", keys.ErrBusy, unknownPerSecond)
 		}
-		o, _, err := unwrapLocal(ctx, clusterID, e, h)
+		o, err := unwrapAny(ctx, clusterID, by, h, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -116,31 +116,30 @@ func (u *unwrapper) local(ctx context.Context, clusterID string, e *keys.Entry, 
 	})
 }
 
-// unwrapLocal asks the KEK for the local KEK of a header and believes only what
-// the KMS confirms: type, commitment and material.
-func unwrapLocal(ctx context.Context, clusterID string, e *keys.Entry, h *envelope.Header) (*opened, keys.Unwrapped, error) {
-	u, err := e.KEK.Unwrap(ctx, h.Wrapped, keys.NewContext(clusterID, keys.BlobLocalKEK, e.Context))
+// unwrapLocal asks one KEK for the local KEK of a header and believes only what its
+// KMS confirms: type and commitment, and of the header's own KEK the material.
+func unwrapLocal(ctx context.Context, clusterID string, e *keys.Entry, h *envelope.Header) (*opened, error) {
+	u, err := e.KEK.Unwrap(ctx, blobFor(h, e), keys.NewContext(clusterID, keys.BlobLocalKEK, e.Context))
 	if err != nil {
-		return nil, u, fmt.Errorf("unwrap local KEK with key %q: %w", e.Name, err)
+		return nil, fmt.Errorf("unwrap local KEK with key %q: %w", e.Name, err)
 	}
 	defer u.Plaintext.Destroy()
 	secret, err := envelope.ParsePlain(keys.BlobLocalKEK, u.Plaintext)
 	if err != nil {
-		return nil, u, err
+		return nil, err
 	}
 	k, err := localkek.Open(secret, h.LocalKEK)
 	if err != nil {
-		return nil, u, fmt.Errorf("%w: key %q: %w", keys.ErrContradiction, e.Name, err)
+		return nil, fmt.Errorf("%w: key %q: %w", keys.ErrContradiction, e.Name, err)
 	}
-	if u.Material != h.Material {
-		return nil, u, fmt.Errorf("%w: key %q: the header names another material than the one that unwrapped it", keys.ErrContradiction, e.Name)
+	if e.KEK.Identity() == h.Identity && u.Material != h.Material {
+		return nil, fmt.Errorf("%w: key %q: the header names another material than the one that unwrapped it", keys.ErrContradiction, e.Name)
 	}
-	return newOpened(k, h, clusterID, u.RequestID), u, nil
+	return newOpened(k, h, e, clusterID, u.RequestID), nil
 }
 
-func newOpened(k *localkek.Key, h *envelope.Header, clusterID, request string) *opened {
-	return &opened{key: k, identity: h.Identity, context: h.Context, keyID: h.Facts(clusterID).Digest(),
-		detail: shortID(k.ID()), request: request}
+func newOpened(k *localkek.Key, h *envelope.Header, by *keys.Entry, clusterID, request string) *opened {
+	return &opened{key: k, refs: refsOf(h), by: by, keyID: h.Facts(clusterID).Digest(), detail: shortID(k.ID()), request: request}
 }
 
 func shortID(id [localkek.IDSize]byte) string { return hex.EncodeToString(id[:8]) }

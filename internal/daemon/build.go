@@ -17,6 +17,7 @@ import (
 	"kms-plugin.io/pkg/keys"
 	"kms-plugin.io/pkg/keys/awskms"
 	"kms-plugin.io/pkg/keys/localfile"
+	"kms-plugin.io/pkg/keys/regions"
 )
 
 // build makes the ring that a configuration describes: offline, no call to any
@@ -30,15 +31,14 @@ func build(ctx context.Context, c *config.Config, m *metrics.Metrics, before map
 		kek, ok := before[k.Fingerprint()]
 		if !ok || k.LocalFile != nil { // a keyset may have new keys under the same path
 			var err error
-			if kek, err = provider(ctx, k); err != nil {
+			if kek, err = provider(ctx, k, m); err != nil {
 				problems = append(problems, problemOf(c, fmt.Sprintf("keys[%d]", i), k.Name, err))
 				continue
 			}
-			kek = metered{KEK: kek, name: k.Name, metrics: m}
 		}
 		keks[k.Fingerprint()] = kek
 		entries = append(entries, keys.Entry{Name: k.Name, Role: k.Role, ActivateAt: k.ActivateAt,
-			Generation: k.Generation, KEK: kek, Context: encryptionContext(k)})
+			Generation: k.Generation, KEK: kek, RegionQuorum: regionQuorum(k), Context: encryptionContext(k), AlsoWrapWith: k.AlsoWrapWith})
 	}
 	if problems != nil {
 		return nil, nil, problems
@@ -50,15 +50,40 @@ func build(ctx context.Context, c *config.Config, m *metrics.Metrics, before map
 	return ring, keks, nil
 }
 
-func provider(ctx context.Context, k config.Key) (keys.KEK, error) {
+func provider(ctx context.Context, k config.Key, m *metrics.Metrics) (keys.KEK, error) {
 	switch {
 	case k.AWSKMS != nil:
-		return awskms.New(ctx, awskms.Config{KeyARN: k.AWSKMS.KeyARN, Endpoint: k.AWSKMS.Endpoint,
-			AllowStaticCredentials: k.AWSKMS.AllowStaticCredentials, CABundle: k.AWSKMS.CABundle, Proxy: k.AWSKMS.Proxy})
+		return awsKEK(ctx, k, m)
 	case k.LocalFile != nil:
-		return localfile.New(k.LocalFile.Path)
+		kek, err := localfile.New(k.LocalFile.Path)
+		return metered{KEK: kek, name: k.Name, metrics: m}, err
 	}
 	return nil, errors.New("no provider")
+}
+
+// awsKEK meters each region by itself, below the choice among them.
+func awsKEK(ctx context.Context, k config.Key, m *metrics.Metrics) (keys.KEK, error) {
+	a := k.AWSKMS
+	all, err := awskms.Regions(ctx, awskms.Config{KeyARN: a.KeyARN, Endpoint: a.Endpoint, Replicas: a.Replicas, ReplicaEndpoints: a.ReplicaEndpoints,
+		AllowStaticCredentials: a.AllowStaticCredentials, CABundle: a.CABundle, Proxy: a.Proxy})
+	if err != nil {
+		return nil, err
+	}
+	var in []keys.Region
+	for _, one := range all {
+		in = append(in, keys.Region{Name: one.Region(), KEK: metered{KEK: one, name: k.Name, metrics: m}})
+	}
+	if len(in) == 1 {
+		return in[0].KEK, nil
+	}
+	return regions.New(a.RegionQuorum, in...)
+}
+
+func regionQuorum(k config.Key) keys.Quorum {
+	if k.AWSKMS != nil {
+		return k.AWSKMS.RegionQuorum
+	}
+	return ""
 }
 
 func encryptionContext(k config.Key) map[string]string {

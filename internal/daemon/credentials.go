@@ -17,7 +17,7 @@ import (
 // own, so that neither a probe nor a call waits for one.
 type keepers struct {
 	observer *observer
-	inForce  atomic.Pointer[map[string]keys.Credentialed] // by name of the key
+	inForce  atomic.Pointer[map[string]keys.Credentialed] // by name of the key, of further regions "key/region"
 	changed  chan struct{}                                // capacity 1
 }
 
@@ -28,13 +28,26 @@ func newKeepers(o *observer) *keepers {
 // set says which keys are in force.
 func (k *keepers) set(entries []*keys.Entry) {
 	next := map[string]keys.Credentialed{}
-	for _, e := range entries {
-		kek := e.KEK
+	add := func(name string, kek keys.KEK) {
 		if m, ok := kek.(metered); ok {
 			kek = m.KEK
 		}
 		if c, ok := kek.(keys.Credentialed); ok {
-			next[e.Name] = c
+			next[name] = c
+		}
+	}
+	for _, e := range entries {
+		several, ok := e.KEK.(keys.Regional)
+		if !ok {
+			add(e.Name, e.KEK)
+			continue
+		}
+		for i, r := range several.Regions() {
+			name := e.Name // the preferred region speaks for the key
+			if i > 0 {
+				name += "/" + r.Name
+			}
+			add(name, r.KEK)
 		}
 	}
 	k.inForce.Store(&next)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -194,10 +195,23 @@ func (d *daemon) inForce(c candidate) {
 		d.observer.log.Error("last good configuration cannot be kept for the next start", "error", err.Error())
 	}
 	for _, k := range c.config.Keys {
+		d.oneRegion(k)
 		if k.AWSKMS != nil && k.AWSKMS.AllowStaticCredentials {
 			d.observer.log.Warn("static credentials are allowed for a key: they do not expire and work from anywhere", "key", k.Name)
 		}
 	}
+}
+
+// oneRegion says that a key cannot go elsewhere when its region is away.
+func (d *daemon) oneRegion(k config.Key) {
+	if k.AWSKMS == nil || len(k.AWSKMS.Replicas) > 0 || k.Role == keys.RoleRetired {
+		return
+	}
+	hint := "a single-Region key has no replicas; alsoWrapWith lets a second key open what it wraps"
+	if strings.Contains(k.AWSKMS.KeyARN, ":key/mrk-") {
+		hint = "it is a multi-Region key: name its replicas in awskms.replicas"
+	}
+	d.observer.log.Warn("key is reached in one region alone and cannot fail over", "key", k.Name, "hint", hint)
 }
 
 // rejected tells of a file on disk that is not in force.

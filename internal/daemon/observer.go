@@ -29,12 +29,15 @@ var (
 // Event implements custody.Observer: one log line and one audit record.
 func (o *observer) Event(e custody.Event) {
 	attrs := []slog.Attr{slog.String("event", e.Kind)}
-	for _, a := range []struct{ name, value string }{{"key", e.Key}, {"keyID", e.KeyID}} {
+	for _, a := range []struct{ name, value string }{{"key", e.Key}, {"keyID", e.KeyID}, {"region", e.Region}} {
 		if a.value != "" {
 			attrs = append(attrs, slog.String(a.name, a.value))
 		}
 	}
 	r := audit.Record{Op: e.Kind, KeyID: e.KeyID, KEK: e.Key, Outcome: "ok"}
+	if e.Region != "" {
+		r.KEK += " in " + e.Region
+	}
 	if e.Err != nil {
 		attrs = append(attrs, slog.String("error", e.Err.Error()))
 		_, r.Outcome = plugin.Outcome(e.Err)
@@ -91,6 +94,9 @@ func (o *observer) show(r custody.Report) {
 		m := metrics.Key{Name: k.Name, Role: string(k.Role), Active: k.Active, Wrap: string(k.Wrap.State), Unwrap: string(k.Unwrap.State)}
 		if k.Unwrap.HasGood {
 			m.LastGood = time.Now().Add(-k.Unwrap.SinceOK)
+		}
+		for _, r := range k.Regions {
+			m.Regions = append(m.Regions, metrics.Region(r))
 		}
 		ks = append(ks, m)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,11 +32,19 @@ func goldenHeaders() map[string]*envelope.Header {
 	lab.Context = keys.Context(nil).Digest()
 	two := base
 	two.Recipients = []envelope.Recipient{{Identity: "awskms:aws:us-east-1:111122223333:1234abcd-12ab-34cd-56ef-1234567890ab", Context: [16]byte{9}, Wrapped: blob}}
+	three := two
+	three.Recipients = append(slices.Clip(two.Recipients),
+		envelope.Recipient{Identity: "awskms:aws::444455556666:mrk-1234567890abcdef1234567890abcdef", Context: keys.Context{"team": "a"}.Digest(), Wrapped: blob})
+	full := three
+	full.Recipients = append(slices.Clip(three.Recipients),
+		envelope.Recipient{Identity: "localfile:00112233445566778899aabbccddeeff", Context: keys.Context(nil).Digest(), Wrapped: blob[:71]},
+		envelope.Recipient{Identity: "awskms:aws-us-gov:us-gov-west-1:777788889999:1234abcd-12ab-34cd-56ef-1234567890ab", Wrapped: blob})
 	direct := base
 	direct.Suite, direct.Type, direct.LocalKEK, direct.Wrapped = envelope.SuiteNone, keys.BlobSeed, [32]byte{}, nil
 	bare := direct
 	bare.Material = ""
-	return map[string]*envelope.Header{"v1-aws": &base, "v1-localfile": &lab, "v1-two-recipients": &two, "v1-direct": &direct, "v1-no-material": &bare}
+	return map[string]*envelope.Header{"v1-aws": &base, "v1-localfile": &lab, "v1-two-recipients": &two, "v1-direct": &direct, "v1-no-material": &bare,
+		"v1-three-recipients": &three, "v1-five-recipients": &full}
 }
 
 func readGolden(t *testing.T) map[string][]byte {
@@ -80,7 +89,7 @@ func TestGoldenHeaders(t *testing.T) {
 			t.Errorf("%s: Parse(Marshal) differs:\n%s", name, d)
 		}
 	}
-	if len(golden) < 5 {
+	if len(golden) < 7 {
 		t.Errorf("golden file has %d vectors, it must only grow", len(golden))
 	}
 }
@@ -95,6 +104,18 @@ func TestAnnotationSize(t *testing.T) {
 	}
 	if n := len(raw) + len(envelope.AnnotationKey); n >= 400 {
 		t.Errorf("annotation with one AWS KEK has %d bytes, want less than 400", n)
+	}
+	// And each co-recipient in AWS about 280 more: docs/design/0002 has the numbers.
+	for name, limit := range map[string]int{"v1-two-recipients": 670, "v1-three-recipients": 950, "v1-five-recipients": 1400} {
+		raw, err := goldenHeaders()[name].Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := len(raw) + len(envelope.AnnotationKey)
+		t.Logf("%s: %d bytes of annotation", name, n)
+		if n > limit {
+			t.Errorf("annotation of %s has %d bytes, want at most %d", name, n, limit)
+		}
 	}
 }
 

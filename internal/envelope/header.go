@@ -59,7 +59,7 @@ const AnnotationKey = "envelope.kms-plugin.io"
 const (
 	Format        = 1
 	MaxHeader     = 8 << 10 // bytes; a header of one AWS KEK has about 380
-	MaxRecipients = 4
+	MaxRecipients = keys.MaxRecipients
 	LocalKEKID    = 32
 )
 

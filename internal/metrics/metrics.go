@@ -24,6 +24,8 @@ type Metrics struct {
 	keyInfo     *prometheus.GaugeVec
 	keyState    *prometheus.GaugeVec
 	lastGood    *prometheus.GaugeVec
+	regionState *prometheus.GaugeVec
+	regionInUse *prometheus.GaugeVec
 	keyID       *prometheus.GaugeVec
 	keyIDs      prometheus.Counter
 	retired     *prometheus.CounterVec
@@ -58,6 +60,8 @@ func New(reg prometheus.Registerer, version string) *Metrics {
 		keyInfo:     f.gauge("key_info", "1 for each key of the configuration in force; active: its key_id is reported.", "key", "role", "active"),
 		keyState:    f.gauge("key_state", "1 for the present state of a key and operation, else 0: unknown, ok, degraded, closed.", "key", "op", "state"),
 		lastGood:    f.gauge("last_good_probe_timestamp_seconds", "When the prober last had a good answer for a key; absent if never.", "key"),
+		regionState: f.gauge("region_state", "1 for what a region of a key last answered to a canary, else 0: unknown, ok, outage, credential, authorization, key-state, data. Only of keys with several.", "key", "region", "op", "state"),
+		regionInUse: f.gauge("region_in_use", "1 for the region that calls go to first, 0 for the others of a key with several.", "key", "region"),
 		keyID:       f.gauge("key_id_hash_info", "1 for the reported key_id, hashed as kube-apiserver hashes it.", "key_id_hash"),
 		keyIDs:      f.counter("key_id_changes_total", "Changes of the reported key_id since start.").WithLabelValues(),
 		retired:     f.counter("retired_key_opens_total", "Seeds opened under a retired key.", "key"),
@@ -144,7 +148,18 @@ type Key struct {
 	Active       bool   // its key_id is reported
 	Wrap, Unwrap string // states
 	LastGood     time.Time
+	Regions      []Region // of a key with several
 }
+
+// Region is the state of one region of a key.
+type Region struct {
+	Name         string
+	InUse        bool
+	Wrap, Unwrap string // what it last answered
+}
+
+// RegionStates are the values of the state label of a region.
+var RegionStates = []string{"unknown", "ok", "outage", "credential", "authorization", "key-state", "data"}
 
 // States are the values of the state label.
 var States = []string{"unknown", "ok", "degraded", "closed"}
@@ -154,7 +169,10 @@ func (m *Metrics) SetKeys(keys []Key) {
 	m.keyInfo.Reset()
 	m.keyState.Reset()
 	m.lastGood.Reset()
+	m.regionState.Reset()
+	m.regionInUse.Reset()
 	for _, k := range keys {
+		m.setRegions(k)
 		m.keyInfo.WithLabelValues(k.Name, k.Role, strconv.FormatBool(k.Active)).Set(1)
 		for op, now := range map[string]string{"wrap": k.Wrap, "unwrap": k.Unwrap} {
 			for _, s := range States {
@@ -184,6 +202,17 @@ func (m *Metrics) SetCredentials(all []Credential) {
 		m.credFailing.WithLabelValues(c.Key).Set(oneIf(c.Failing))
 		if !c.Expires.IsZero() {
 			m.credEnds.WithLabelValues(c.Key).Set(float64(c.Expires.Unix()))
+		}
+	}
+}
+
+func (m *Metrics) setRegions(k Key) {
+	for _, r := range k.Regions {
+		m.regionInUse.WithLabelValues(k.Name, r.Name).Set(oneIf(r.InUse))
+		for op, now := range map[string]string{"wrap": r.Wrap, "unwrap": r.Unwrap} {
+			for _, s := range RegionStates {
+				m.regionState.WithLabelValues(k.Name, r.Name, op, s).Set(oneIf(s == now))
+			}
 		}
 	}
 }

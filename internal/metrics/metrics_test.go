@@ -24,7 +24,8 @@ func touch(t *testing.T) map[string]string {
 	m.RemoteCall("k", "r", "wrap", "ok", time.Millisecond)
 	m.CacheResult("hit")
 	m.RetiredOpen("k")
-	m.SetKeys([]metrics.Key{{Name: "k", Wrap: "ok", Unwrap: "closed", LastGood: time.Now()}})
+	m.SetKeys([]metrics.Key{{Name: "k", Wrap: "ok", Unwrap: "closed", LastGood: time.Now(),
+		Regions: []metrics.Region{{Name: "r", InUse: true, Wrap: "ok", Unwrap: "outage"}}}})
 	m.SetLocalKEKs([]string{"00"})
 	m.SetKeyID("a")
 	m.SetKeyID("b")

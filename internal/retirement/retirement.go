@@ -22,10 +22,11 @@ const APIVersion = "kms-plugin.io/retirement/v1"
 
 // Options say where the evidence is.
 type Options struct {
-	Key         string // name in the plugin's configuration
-	Role        string // it has there
-	Target      string // the cloud's name for it
-	ConfigHash  string // SHA-256 of that file, hex
+	Key         string   // name in the plugin's configuration
+	Role        string   // it has there
+	Target      string   // the cloud's name for it
+	Replicas    []string // its names in other regions, each with a state of its own
+	ConfigHash  string   // SHA-256 of that file, hex
 	Coverage    coverage.Options
 	Live        etcdstore.Source
 	History     etcdstore.Source // what watches can replay
@@ -53,6 +54,7 @@ type Evidence struct {
 	APIVersion string    `json:"apiVersion"`
 	Key        string    `json:"key"`
 	Target     string    `json:"target"`
+	Replicas   []string  `json:"replicas,omitempty"`
 	At         time.Time `json:"at"`
 	Checks     []Check   `json:"checks"`
 	MayGo      bool      `json:"mayGo"`
@@ -60,7 +62,7 @@ type Evidence struct {
 
 // Gather makes every check; an error means that one could not be ended at all.
 func Gather(ctx context.Context, o Options) (*Evidence, error) {
-	e := &Evidence{APIVersion: APIVersion, Key: o.Key, Target: o.Target, At: time.Now().UTC().Truncate(time.Second)}
+	e := &Evidence{APIVersion: APIVersion, Key: o.Key, Target: o.Target, Replicas: o.Replicas, At: time.Now().UTC().Truncate(time.Second)}
 	e.add(role(o))
 	e.add(plugins(ctx, o))
 	e.add(apiServers(ctx, o))
@@ -154,7 +156,8 @@ func apiServers(ctx context.Context, o Options) Check {
 
 // gate reads a source for anything under the key.
 func gate(ctx context.Context, o Options, s etcdstore.Source) (*coverage.Report, []string, error) {
-	q, err := coverage.ParseRequirement("none-on=" + o.Key)
+	// Not none-on: what another key of the configuration opens too is not lost.
+	q, err := coverage.ParseRequirement("none-needs=" + o.Key)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -171,6 +174,15 @@ func gate(ctx context.Context, o Options, s etcdstore.Source) (*coverage.Report,
 	return r, lost, nil
 }
 
+// nothing says what no value is. What another key opens by its header is not lost, but
+// only a rehearsal shows that it opens.
+func nothing(r *coverage.Report) string {
+	if n := r.Gates[0].Spared; n > 0 {
+		return fmt.Sprintf("needs it; %d are under it, and their co-recipients open them: kmsctl drill rehearses that, for a retired key is asked last", n)
+	}
+	return "is under it"
+}
+
 func now(ctx context.Context, o Options) (Check, error) {
 	c := Check{Name: "etcd", Remedy: "these would be lost: kmsctl rotate run"}
 	r, lost, err := gate(ctx, o, o.Live)
@@ -179,7 +191,7 @@ func now(ctx context.Context, o Options) (Check, error) {
 	}
 	c.OK, c.Found = len(lost) == 0, lost
 	if c.OK {
-		c.Found = []string{fmt.Sprintf("none of %d values at revision %d is under it", r.Totals.Total, r.Source.Revision)}
+		c.Found = []string{fmt.Sprintf("none of %d values at revision %d %s", r.Totals.Total, r.Source.Revision, nothing(r))}
 	}
 	return c, nil
 }
@@ -193,7 +205,7 @@ func past(ctx context.Context, o Options) (Check, error) {
 	}
 	c.OK, c.Found = len(lost) == 0, lost
 	if c.OK {
-		c.Found = []string{fmt.Sprintf("no watch can replay a value under it: revisions %d to %d hold none", r.Source.Compacted, r.Source.Revision)}
+		c.Found = []string{fmt.Sprintf("no watch can replay a value that would be lost: of revisions %d to %d none %s", r.Source.Compacted, r.Source.Revision, nothing(r))}
 	}
 	return c, nil
 }
@@ -218,7 +230,7 @@ func backups(ctx context.Context, o Options) (Check, error) {
 			c.Found = append(c.Found, fmt.Sprintf("%s needs it: %s", r.Source.File, strings.Join(lost, "; ")))
 			continue
 		}
-		c.Found = append(c.Found, fmt.Sprintf("%s of %s does not need it", r.Source.File, r.Source.FileTime.Format("2006-01-02")))
+		c.Found = append(c.Found, fmt.Sprintf("%s of %s: no value %s", r.Source.File, r.Source.FileTime.Format("2006-01-02"), nothing(r)))
 	}
 	return c, nil
 }
@@ -255,8 +267,16 @@ func (e *Evidence) Print(w io.Writer) error {
 func (e *Evidence) commands() []string {
 	_, arn, _ := strings.Cut(e.Target, " ")
 	if p := strings.Split(arn, ":"); len(p) == 6 && p[0] == "arn" {
-		return []string{fmt.Sprintf("aws kms disable-key --region %s --key-id %s", p[3], arn),
-			fmt.Sprintf("aws kms enable-key --region %s --key-id %s     # undo", p[3], arn)}
+		var do, undo []string
+		for _, one := range append([]string{arn}, e.Replicas...) {
+			if p = strings.Split(one, ":"); len(p) != 6 {
+				continue // config check refuses it
+			}
+			region := p[3]
+			do = append(do, fmt.Sprintf("aws kms disable-key --region %s --key-id %s", region, one))
+			undo = append(undo, fmt.Sprintf("aws kms enable-key --region %s --key-id %s     # undo", region, one))
+		}
+		return append(do, undo...)
 	}
 	return []string{"move the key away from every node, and keep it: " + e.Target}
 }

@@ -75,6 +75,7 @@ type Reported struct {
 	Context    string        `json:"context"`
 	Generation uint64        `json:"generation"`
 	Wrapping   keys.Wrapping `json:"wrapping"`
+	Recipients []string      `json:"recipients,omitempty"` // identities, sorted
 	First      time.Time     `json:"first"`
 }
 
@@ -82,7 +83,13 @@ type Reported struct {
 // material it stood for.
 func (r Reported) IsOf(e *keys.Entry, w keys.Wrapping) bool {
 	d := e.ContextDigest()
-	return r.Identity == e.KEK.Identity() && r.Context == hex.EncodeToString(d[:]) && r.Generation == e.Generation && r.Wrapping == w
+	var also []string
+	for _, o := range e.Recipients() {
+		also = append(also, o.KEK.Identity())
+	}
+	slices.Sort(also)
+	return r.Identity == e.KEK.Identity() && r.Context == hex.EncodeToString(d[:]) && r.Generation == e.Generation && r.Wrapping == w &&
+		slices.Equal(r.Recipients, also)
 }
 
 // ErrDamaged is returned when the file is not whole or not ours; it is ignored

@@ -90,6 +90,7 @@ type Error struct {
 	Region    string
 	RequestID string
 	Hint      string // what to do about it: one sentence, or ""
+	Absent    bool   // with ClassKeyState: there is no such key where it was asked
 	Err       error  // the cause
 }
 

@@ -33,9 +33,16 @@ type Entry struct {
 	ActivateAt time.Time // from when a write key may write; zero: always
 	Generation uint64    // raised to use a key again for writing after another one wrote; at least 1
 	KEK        KEK
+	// RegionQuorum says whose word counts on the state of a Regional KEK.
+	RegionQuorum Quorum
 	// Context holds the configured pairs that are bound into every remote call
 	// beside those of NewContext.
 	Context map[string]string
+	// AlsoWrapWith names entries whose KEKs wrap this entry's local KEKs too, so
+	// that any one of them opens what is sealed. They are part of key_id.
+	AlsoWrapWith []string
+
+	recipients []*Entry // of AlsoWrapWith, once in a Ring
 }
 
 // ContextDigest names the configured pairs in key_id and in the stored header.
@@ -59,8 +66,8 @@ type ringKey struct {
 
 // NewRing builds a ring. It refuses: no write key; doubled names; the same KEK
 // twice under the same encryption context; two write keys with the same
-// ActivateAt; names, roles or generations outside their limits. Exactly what
-// is wrong is in the error, which names the entry.
+// ActivateAt; names, roles or generations outside their limits; co-recipients
+// that are none. Exactly what is wrong is in the error, which names the entry.
 func NewRing(clusterID string, w Wrapping, entries ...Entry) (*Ring, error) {
 	if err := printable("cluster id", clusterID, 63); err != nil {
 		return nil, err
@@ -71,6 +78,11 @@ func NewRing(clusterID string, w Wrapping, entries ...Entry) (*Ring, error) {
 	r := &Ring{clusterID: clusterID, wrapping: w, index: map[ringKey]*Entry{}}
 	for i := range entries {
 		if err := r.add(entries[i]); err != nil {
+			return nil, err
+		}
+	}
+	for _, e := range r.entries {
+		if err := r.resolve(e); err != nil {
 			return nil, err
 		}
 	}
@@ -96,6 +108,7 @@ func (r *Ring) add(e Entry) error {
 	if o := r.index[k]; o != nil {
 		return fmt.Errorf("keys %q and %q are the same KEK under the same encryption context", o.Name, e.Name)
 	}
+	e.recipients = nil // what another ring found is not ours
 	r.entries = append(r.entries, &e)
 	r.index[k] = &e
 	return nil
@@ -166,6 +179,11 @@ func (r *Ring) ByName(name string) *Entry {
 		}
 	}
 	return nil
+}
+
+// Find is Lookup without an error: nil if the KEK is not here.
+func (r *Ring) Find(identity string, context [16]byte) *Entry {
+	return r.index[ringKey{identity, context}]
 }
 
 // Lookup finds the entry for what a stored header says. Nothing of the header

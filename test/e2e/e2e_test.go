@@ -59,6 +59,9 @@ type cluster struct {
 	cloud *fakekms.Server
 	arn   string
 	id    string // clusterID
+	// What the configuration of key prod says besides: the endpoint of its region,
+	// more of awskms, more of the entry.
+	endpoint, aws, entry string
 }
 
 func newCluster(t *testing.T) *cluster { return newClusterOf(t, 1) }
@@ -118,6 +121,10 @@ func (c *cluster) configure(path, home, extra string) {
 // configureKeys writes a configuration where key prod has that role.
 func (c *cluster) configureKeys(path, home, role, extra string) {
 	c.t.Helper()
+	endpoint := c.endpoint
+	if endpoint == "" {
+		endpoint = c.cloud.URL()
+	}
 	data := fmt.Sprintf(`apiVersion: kms-plugin.io/v1
 kind: KMSPluginConfiguration
 clusterID: %s
@@ -131,8 +138,8 @@ reload: {interval: 200ms}
 keys:
 - name: prod
   role: %s
-  awskms: {keyARN: "%s", endpoint: "%s"}
-%s`, c.id, home, home, home, role, c.arn, c.cloud.URL(), extra)
+  awskms: {keyARN: "%s", endpoint: "%s"%s}
+%s%s`, c.id, home, home, home, role, c.arn, endpoint, c.aws, c.entry, extra)
 	if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
 		c.t.Fatal(err)
 	}

@@ -31,7 +31,7 @@ type Config struct {
 }
 
 // Server is a running fake. One listener serves all regions: the region of a
-// request is the one it was signed for.
+// request is the one it was signed for. Region gives one a listener of its own.
 type Server struct {
 	account string
 	http    *httptest.Server
@@ -50,6 +50,7 @@ type Server struct {
 	counts     Counts
 	log        []Request
 	inFlight   int
+	regions    map[string]*Region
 }
 
 // Start starts a fake. The principal "default" exists and may do everything.
@@ -65,7 +66,7 @@ func Start(c Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{account: c.Account, gate: &gate{Listener: ln, conns: map[net.Conn]bool{}},
-		keys: map[string]*key{}, aliases: map[string]string{}, principals: map[string]*principal{}}
+		keys: map[string]*key{}, aliases: map[string]string{}, principals: map[string]*principal{}, regions: map[string]*Region{}}
 	s.counts.reset()
 	s.AddPrincipal("default")
 	s.http = &httptest.Server{Listener: s.gate, Config: &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}}
@@ -89,6 +90,7 @@ func (s *Server) Close() {
 	s.gate.close()
 	s.http.CloseClientConnections()
 	s.http.Close()
+	s.closeRegions()
 	s.plain.Close()
 }
 
@@ -115,132 +117,17 @@ func randomHex(n int) string {
 	return hex.EncodeToString(b)
 }
 
-// gate is a listener that can refuse, swallow and cut connections, and come back
-// on the same address.
-type gate struct {
-	net.Listener
-	onAccept func()
-
-	mu      sync.Mutex
-	conns   map[net.Conn]bool
-	refuse  bool
-	hole    bool
-	closed  bool
-	release chan struct{}
-}
-
-// Accept implements net.Listener.
-func (g *gate) Accept() (net.Conn, error) {
-	for {
-		c, err := g.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		g.mu.Lock()
-		if g.refuse {
-			g.mu.Unlock()
-			reset(c)
-			continue
-		}
-		g.conns[c] = true
-		g.mu.Unlock()
-		g.onAccept()
-		return &gated{Conn: c, gate: g}, nil
-	}
-}
-
-// gated is a connection that can fall silent.
-type gated struct {
-	net.Conn
-	gate *gate
-}
-
-// Read holds data back while the gate is a black hole.
-func (c *gated) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	c.gate.wait()
-	return n, err
-}
-
-// Write holds answers back while the gate is a black hole.
-func (c *gated) Write(b []byte) (int, error) {
-	c.gate.wait()
-	return c.Conn.Write(b)
-}
-
-// Close implements net.Conn.
-func (c *gated) Close() error {
-	c.gate.mu.Lock()
-	delete(c.gate.conns, c.Conn)
-	c.gate.mu.Unlock()
-	return c.Conn.Close()
-}
-
-func (g *gate) wait() {
-	g.mu.Lock()
-	release := g.release
-	hole := g.hole && !g.closed
-	g.mu.Unlock()
-	if hole {
-		<-release
-	}
-}
-
-func (g *gate) close() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closed = true
-	if g.hole {
-		g.hole = false
-		close(g.release)
-	}
-}
-
 // Refuse cuts all connections and resets new ones at once.
-func (s *Server) Refuse() {
-	g := s.gate
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.refuse = true
-	for c := range g.conns {
-		reset(c)
-		delete(g.conns, c)
-	}
-}
+func (s *Server) Refuse() { s.gate.refuseAll() }
 
 // Listen ends Refuse.
-func (s *Server) Listen() {
-	s.gate.mu.Lock()
-	defer s.gate.mu.Unlock()
-	s.gate.refuse = false
-}
+func (s *Server) Listen() { s.gate.listen() }
 
 // Blackhole takes requests, on old connections and new, and never answers.
-func (s *Server) Blackhole() {
-	s.gate.mu.Lock()
-	defer s.gate.mu.Unlock()
-	if !s.gate.hole {
-		s.gate.hole, s.gate.release = true, make(chan struct{})
-	}
-}
+func (s *Server) Blackhole() { s.gate.swallow() }
 
 // Unblackhole ends Blackhole; what was held back goes on.
-func (s *Server) Unblackhole() {
-	s.gate.mu.Lock()
-	defer s.gate.mu.Unlock()
-	if s.gate.hole {
-		s.gate.hole = false
-		close(s.gate.release)
-	}
-}
-
-// reset closes with RST.
-func reset(c net.Conn) {
-	if t, ok := c.(*net.TCPConn); ok {
-		_ = t.SetLinger(0)
-	}
-	_ = c.Close()
-}
+func (s *Server) Unblackhole() { s.gate.unswallow() }
 
 var errNoKey = errors.New("no such key")
 

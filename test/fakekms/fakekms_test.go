@@ -258,3 +258,63 @@ func TestAwayAndBackOnTheSameAddress(t *testing.T) {
 	s.Unblackhole()
 	encrypt(t, c, arn, nil)
 }
+
+// Regions share the material of a key and nothing else.
+func TestRegions(t *testing.T) {
+	s := start(t)
+	eu := s.CreateKey("eu-west-1", fakekms.KeyOptions{MultiRegion: true, Replicas: []string{"us-east-1"}})
+	us := s.ReplicaARN(eu, "us-east-1")
+	region, err := s.Region("us-east-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(name string) *kms.Client {
+		return kms.New(kms.Options{Region: name, BaseEndpoint: aws.String(region.URL()), Retryer: aws.NopRetryer{}, HTTPClient: &http.Client{},
+			Credentials: aws.NewCredentialsCache(endpointcreds.New(s.CredentialsURL("default")))})
+	}
+	here, there := client(s, "default", "eu-west-1"), at("us-east-1")
+	blob := encrypt(t, here, eu, nil)
+	if _, err := decrypt(t, there, us, blob, nil); err != nil {
+		t.Errorf("by the replica: %v", err)
+	}
+	if _, err := decrypt(t, at("eu-west-1"), eu, blob, nil); code(err) != "InvalidSignatureException" {
+		t.Errorf("signed for another region: %v", err)
+	}
+	s.SetState(us, fakekms.Disabled)
+	s.SetPolicy(eu, []fakekms.Statement{{Actions: []string{"kms:Decrypt"}}})
+	if _, err := decrypt(t, there, us, blob, nil); code(err) != "DisabledException" {
+		t.Errorf("disabled in one region: %v", err)
+	}
+	if _, err := decrypt(t, here, eu, blob, nil); err != nil {
+		t.Errorf("in the other one: %v", err)
+	}
+	s.SetState(us, fakekms.Enabled)
+	if m := s.Rotate(eu); s.Material(us) != m {
+		t.Error("the rotation of the primary is not that of the replica")
+	}
+	encrypt(t, there, us, nil) // the policy of the primary is not its own
+	region.Refuse()
+	if _, err := decrypt(t, there, us, blob, nil); err == nil {
+		t.Error("a region that refuses answered")
+	}
+	if _, err := decrypt(t, here, eu, blob, nil); err != nil {
+		t.Errorf("the other region: %v", err)
+	}
+	region.Listen()
+	if _, err := decrypt(t, there, us, blob, nil); err != nil {
+		t.Errorf("when it is back: %v", err)
+	}
+}
+
+func TestKeyOfAnotherAccount(t *testing.T) {
+	s := start(t)
+	arn := s.CreateKey("eu-west-1", fakekms.KeyOptions{Account: "444455556666"})
+	c := client(s, "default", "eu-west-1")
+	if _, err := decrypt(t, c, arn, encrypt(t, c, arn, nil), nil); err != nil {
+		t.Errorf("in its account: %v", err)
+	}
+	wrong := "arn:aws:kms:eu-west-1:111122223333" + arn[len("arn:aws:kms:eu-west-1:444455556666"):]
+	if _, err := decrypt(t, c, wrong, []byte("x"), nil); code(err) != "NotFoundException" {
+		t.Errorf("by another account's ARN: %v", err)
+	}
+}

@@ -25,11 +25,13 @@ type KeyOptions struct {
 	Replicas    []string // further regions of a multi-Region key
 	Alias       string   // without "alias/"
 	SignOnly    bool     // usage SIGN_VERIFY: cannot encrypt
+	Account     string   // owner, that of the fake if empty
 }
 
 // key is one key in one region; replicas share the material.
 type key struct {
 	id, region string
+	account    string
 	state      string
 	deleted    time.Time
 	signOnly   bool
@@ -78,22 +80,27 @@ func (s *Server) CreateKey(region string, o KeyOptions) string {
 	m.add(false)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if o.Account == "" {
+		o.Account = s.account
+	}
 	for i, r := range append([]string{region}, o.Replicas...) {
-		s.keys[r+"/"+id] = &key{id: id, region: r, state: Enabled, signOnly: o.SignOnly, primary: i == 0, shared: m}
+		s.keys[r+"/"+id] = &key{id: id, region: r, account: o.Account, state: Enabled, signOnly: o.SignOnly, primary: i == 0, shared: m}
 		if o.Alias != "" {
 			s.aliases[r+"/alias/"+o.Alias] = id
 		}
 	}
-	return s.arn(region, id)
+	return s.keys[region+"/"+id].arn()
 }
 
-func (s *Server) arn(region, id string) string {
-	return fmt.Sprintf("arn:aws:kms:%s:%s:key/%s", region, s.account, id)
+func (k *key) arn() string {
+	return fmt.Sprintf("arn:aws:kms:%s:%s:key/%s", k.region, k.account, k.id)
 }
 
 // ReplicaARN names the same multi-Region key in another region.
 func (s *Server) ReplicaARN(arn, region string) string {
-	return s.arn(region, arn[strings.LastIndex(arn, "/")+1:])
+	parts := strings.Split(arn, ":")
+	parts[3] = region
+	return strings.Join(parts, ":")
 }
 
 // SetAlias points an alias of a region to a key.
@@ -108,10 +115,13 @@ func (s *Server) SetAlias(region, alias, arn string) {
 func (s *Server) find(region, name string) (*key, error) {
 	if rest, isARN := strings.CutPrefix(name, "arn:aws:kms:"); isARN {
 		parts := strings.SplitN(rest, ":", 3)
-		if len(parts) != 3 || parts[0] != region || parts[1] != s.account {
+		if len(parts) != 3 || parts[0] != region {
 			return nil, errNoKey
 		}
 		name = strings.TrimPrefix(parts[2], "key/")
+		if k := s.keys[region+"/"+name]; k != nil && k.account != parts[1] {
+			return nil, errNoKey
+		}
 	}
 	if strings.HasPrefix(name, "alias/") {
 		name = s.aliases[region+"/"+name]

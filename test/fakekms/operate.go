@@ -39,7 +39,7 @@ func (s *Server) crypto(op, who string, k *key, in input) (map[string]any, *fail
 	if in.DryRun {
 		return nil, &failure{http.StatusPreconditionFailed, "DryRunOperationException", "The request would have succeeded"}
 	}
-	arn := s.arn(k.region, k.id)
+	arn := k.arn()
 	switch op {
 	case "Encrypt":
 		if n := len(in.Plaintext); n == 0 || n > 4096 {
@@ -95,7 +95,7 @@ func (k *key) usable() *failure {
 }
 
 func (s *Server) manage(op string, k *key, in input) (map[string]any, *failure) {
-	arn := s.arn(k.region, k.id)
+	arn := k.arn()
 	switch op {
 	case "DescribeKey":
 		return map[string]any{"KeyMetadata": s.describe(k)}, nil
@@ -128,7 +128,7 @@ func (s *Server) manage(op string, k *key, in input) (map[string]any, *failure) 
 }
 
 func (s *Server) describe(k *key) map[string]any {
-	d := map[string]any{"KeyId": k.id, "Arn": s.arn(k.region, k.id), "AWSAccountId": s.account, "KeyState": k.state, "Enabled": k.state == Enabled,
+	d := map[string]any{"KeyId": k.id, "Arn": k.arn(), "AWSAccountId": k.account, "KeyState": k.state, "Enabled": k.state == Enabled,
 		"KeyUsage": "ENCRYPT_DECRYPT", "KeySpec": "SYMMETRIC_DEFAULT", "Origin": "AWS_KMS", "KeyManager": "CUSTOMER",
 		"MultiRegion": len(k.id) > 4 && k.id[:4] == "mrk-", "CurrentKeyMaterialId": k.shared.newest(), "CreationDate": epoch(k.shared.dates[0])}
 	if !k.deleted.IsZero() {

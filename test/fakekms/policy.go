@@ -114,13 +114,7 @@ func (s *Server) credentials(w http.ResponseWriter, name string) {
 
 // caller finds who signed a request and for which region; mu is held.
 func (s *Server) caller(r *http.Request) (who, region string, fail *failure) {
-	scope := ""
-	for _, part := range strings.FieldsFunc(r.Header.Get("Authorization"), func(c rune) bool { return c == ' ' || c == ',' }) {
-		if v, ok := strings.CutPrefix(part, "Credential="); ok {
-			scope = v
-		}
-	}
-	parts := strings.Split(scope, "/")
+	parts := credentialScope(r)
 	if len(parts) != 5 || parts[4] != "aws4_request" {
 		return "", "", refuse("MissingAuthenticationToken", "Request is missing Authentication Token")
 	}
@@ -140,4 +134,21 @@ func (s *Server) caller(r *http.Request) (who, region string, fail *failure) {
 		return "", "", refuse("InvalidSignatureException", "Signature expired: "+r.Header.Get("X-Amz-Date")+" is now earlier than the allowed time")
 	}
 	return p.name, parts[2], nil
+}
+
+// credentialScope is <access key>/<date>/<region>/<service>/aws4_request.
+func credentialScope(r *http.Request) []string {
+	for _, part := range strings.FieldsFunc(r.Header.Get("Authorization"), func(c rune) bool { return c == ' ' || c == ',' }) {
+		if v, ok := strings.CutPrefix(part, "Credential="); ok {
+			return strings.Split(v, "/")
+		}
+	}
+	return nil
+}
+
+func signedFor(r *http.Request) string {
+	if p := credentialScope(r); len(p) == 5 {
+		return p[2]
+	}
+	return ""
 }

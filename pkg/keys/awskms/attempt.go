@@ -14,6 +14,8 @@ const (
 	// the 2.5 s that a request of kube-apiserver has here.
 	attemptTimeout = 900 * time.Millisecond
 	maxAttempts    = 6
+	// Where other regions can answer, they are the better second attempt.
+	attemptsOfSeveral = 2
 	// The SDK's first back-off is up to a second: too long for that budget.
 	firstBackoff = 40 * time.Millisecond
 	maxBackoff   = 400 * time.Millisecond
@@ -42,7 +44,7 @@ func (k *KEK) attempt(ctx context.Context, op keys.Op, call func(context.Context
 			return &e
 		}
 		pause := backoff/2 + rand.N(backoff)
-		if !retry || n == maxAttempts || !timeFor(ctx, pause+minAttempt) {
+		if !retry || n == k.attempts || !timeFor(ctx, pause+minAttempt) {
 			return &e
 		}
 		if !sleep(ctx, pause) {

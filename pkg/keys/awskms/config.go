@@ -21,7 +21,14 @@ type Config struct {
 	AllowStaticCredentials bool
 	CABundle               string // PEM file to trust instead of the system's roots
 	Proxy                  string // URL of an HTTP proxy; "" is none
+	// Replicas are the ARNs of the same multi-Region key elsewhere, in order of
+	// preference after KeyARN, and ReplicaEndpoints their Endpoint by region.
+	Replicas         []string
+	ReplicaEndpoints map[string]string
 }
+
+// MaxReplicas keeps a share of a request's 2.5 s for each region.
+const MaxReplicas = 4
 
 // ConfigError is a configuration that can never work, or must not.
 type ConfigError struct {
@@ -76,6 +83,9 @@ func Validate(c Config) error {
 		return err
 	}
 	if err := validateEndpoint(c.Endpoint, a.region); err != nil {
+		return err
+	}
+	if err := validateReplicas(c, a); err != nil {
 		return err
 	}
 	if c.Proxy != "" {

@@ -125,6 +125,7 @@ func judgeCode(e keys.Error, api smithy.APIError, resp *awshttp.ResponseError) (
 		text = "no message"
 	}
 	e.Class, e.Hint, e.Err = m.class, m.hint, errors.New(text)
+	e.Absent = e.Code == "NotFoundException"
 	return e, m.retry
 }
 

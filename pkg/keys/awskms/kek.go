@@ -15,10 +15,11 @@ import (
 
 // KEK implements keys.KEK on one AWS KMS key.
 type KEK struct {
-	arn    arn
-	full   string
-	client kmsAPI
-	creds  *store
+	arn      arn
+	full     string
+	client   kmsAPI
+	creds    *store
+	attempts int // of one call
 }
 
 var (
@@ -26,24 +27,15 @@ var (
 	_ keys.Credentialed = (*KEK)(nil)
 )
 
-// New builds a KEK: offline, no call to AWS. Errors are *ConfigError.
+// New builds a KEK in the region of KeyARN: offline, no call to AWS. Errors are
+// *ConfigError.
 func New(ctx context.Context, c Config) (*KEK, error) {
-	if err := Validate(c); err != nil {
-		return nil, err
-	}
-	a, err := parseARN(c.KeyARN)
+	c.Replicas, c.ReplicaEndpoints = nil, nil
+	all, err := Regions(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	creds, cfg, err := newCredentials(ctx, c, a.region)
-	if err != nil {
-		return nil, err
-	}
-	client, err := newClient(cfg, c, creds)
-	if err != nil {
-		return nil, err
-	}
-	return &KEK{arn: a, full: c.KeyARN, client: client, creds: creds}, nil
+	return all[0], nil
 }
 
 // Credential implements keys.Credentialed.
@@ -51,6 +43,12 @@ func (k *KEK) Credential() keys.Credential { return k.creds.describe() }
 
 // KeepCredential implements keys.Credentialed.
 func (k *KEK) KeepCredential(ctx context.Context, changed func()) { k.creds.keep(ctx, changed) }
+
+// Region is where the key is asked.
+func (k *KEK) Region() string { return k.arn.region }
+
+// MultiRegion says whether the key can have replicas.
+func (k *KEK) MultiRegion() bool { return k.arn.multiRegion() }
 
 // Identity implements keys.KEK:
 // awskms:<partition>:<region, empty if multi-Region>:<account>:<key id>.
