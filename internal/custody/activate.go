@@ -110,15 +110,17 @@ func (k *Custodian) restore(ctx context.Context, h *held, a *active) error {
 	ctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
 	defer cancel()
 	o, err := unwrapAny(ctx, v.ring.ClusterID(), by, hd, func(e *keys.Entry, err error) {
-		if v.held[e] == h && !errors.Is(err, keys.ErrContradiction) && !errors.Is(err, keys.ErrMalformed) && keys.ClassOf(err) != keys.ClassData {
-			h.observe(ctx, h.health.Unwrap, err)
+		if o := v.held[e]; err == nil || o == h && !errors.Is(err, keys.ErrContradiction) && !errors.Is(err, keys.ErrMalformed) && keys.ClassOf(err) != keys.ClassData {
+			o.observe(ctx, o.health.Unwrap, err) // one that opened is open again, or settle would wipe it at once
 		}
 	})
 	if err != nil {
 		return err
 	}
 	k.keepAll(v, hd)
-	h.poke() // whether it still wraps is not known yet
+	if !v.wiped(a.refs) { // else it is wiped again, and would be taken up again without a pause
+		h.poke() // whether it still wraps is not known yet
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.cache.put(a.digest, o)
