@@ -52,6 +52,8 @@ func TestCommandLine(t *testing.T) {
 		{"check", good, []string{"config", "check", config}, cli.ExitOK, "OK", ""},
 		{"check typo", good + "statedir: x\n", []string{"config", "check", config}, cli.ExitFound, "hint: is \"stateDir\" meant?", ""},
 		{"check previous", good, []string{"config", "check", config, "--previous", config}, cli.ExitOK, "OK", ""},
+		{"wait for what", "", []string{"wait", "--timeout", "0s"}, cli.ExitUsage, "", "--timeout 0s is not above zero"},
+		{"wait in vain", "", []string{"wait", "--socket", dir + "/none", "--timeout", "50ms"}, cli.ExitFailed, "", "there is no socket \"" + dir + "/none\"\nhint: is the plugin running"},
 		{"completion", "", []string{"completion", "bash"}, cli.ExitOK, "complete", ""},
 	} {
 		if step.file != "" {
