@@ -25,6 +25,7 @@ type KeyOptions struct {
 	Replicas    []string // further regions of a multi-Region key
 	Alias       string   // without "alias/"
 	SignOnly    bool     // usage SIGN_VERIFY: cannot encrypt
+	NoRotation  bool     // automatic rotation is off
 }
 
 // key is one key in one region; replicas share the material.
@@ -33,6 +34,7 @@ type key struct {
 	state      string
 	deleted    time.Time
 	signOnly   bool
+	noRotation bool
 	primary    bool
 	policy     []Statement
 	shared     *material
@@ -79,7 +81,7 @@ func (s *Server) CreateKey(region string, o KeyOptions) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, r := range append([]string{region}, o.Replicas...) {
-		s.keys[r+"/"+id] = &key{id: id, region: r, state: Enabled, signOnly: o.SignOnly, primary: i == 0, shared: m}
+		s.keys[r+"/"+id] = &key{id: id, region: r, state: Enabled, signOnly: o.SignOnly, noRotation: o.NoRotation, primary: i == 0, shared: m}
 		if o.Alias != "" {
 			s.aliases[r+"/alias/"+o.Alias] = id
 		}

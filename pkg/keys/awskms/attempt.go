@@ -26,6 +26,10 @@ const (
 // and keeps the last error with its cause: a bare "deadline exceeded" would hide
 // a throttle behind it.
 func (k *KEK) attempt(ctx context.Context, op keys.Op, call func(context.Context) error) error {
+	return attempt(ctx, k.arn, op, call)
+}
+
+func attempt(ctx context.Context, a arn, op keys.Op, call func(context.Context) error) error {
 	backoff := firstBackoff
 	for n := 1; ; n++ {
 		err := once(ctx, call)
@@ -33,7 +37,7 @@ func (k *KEK) attempt(ctx context.Context, op keys.Op, call func(context.Context
 			return nil
 		}
 		e, retry := judge(err)
-		e.Op, e.Key, e.Region = op, k.Identity(), k.arn.region
+		e.Op, e.Key, e.Region = op, a.identity(), a.region
 		if errors.Is(ctx.Err(), context.Canceled) {
 			e.Class, e.Code, e.Err = keys.ClassCanceled, "", ctx.Err()
 			return &e

@@ -42,6 +42,15 @@ func newClient(ctx context.Context, c Config, region string) (kmsAPI, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg, err := loadConfig(ctx, c, region, h)
+	if err != nil {
+		return nil, err
+	}
+	return kmsClient(cfg, c), nil
+}
+
+// loadConfig is the SDK's configuration with ours in force.
+func loadConfig(ctx context.Context, c Config, region string, h *http.Client) (aws.Config, error) {
 	cfg, err := config.LoadDefaultConfig(ctx,
 		config.WithRegion(region),
 		config.WithHTTPClient(h),
@@ -50,18 +59,22 @@ func newClient(ctx context.Context, c Config, region string) (kmsAPI, error) {
 		}),
 	)
 	if err != nil {
-		return nil, &ConfigError{Reason: fmt.Sprintf("AWS configuration of this host: %v", err), Remedy: "look at ~/.aws/config and the AWS_* environment of the service"}
+		return cfg, &ConfigError{Reason: fmt.Sprintf("AWS configuration of this host: %v", err), Remedy: "look at ~/.aws/config and the AWS_* environment of the service"}
 	}
-	guarded := aws.NewCredentialsCache(guard{source: cfg.Credentials, allowStatic: c.AllowStaticCredentials})
+	cfg.Credentials = aws.NewCredentialsCache(guard{source: cfg.Credentials, allowStatic: c.AllowStaticCredentials})
+	return cfg, nil
+}
+
+func kmsClient(cfg aws.Config, c Config) *kms.Client {
 	return kms.NewFromConfig(cfg, func(o *kms.Options) {
-		o.Credentials = guarded
-		o.HTTPClient = h
+		o.Credentials = cfg.Credentials
+		o.HTTPClient = cfg.HTTPClient
 		o.Retryer = aws.NopRetryer{} // attempts are ours: see attempt.go
 		o.BaseEndpoint = nil
 		if c.Endpoint != "" {
 			o.BaseEndpoint = aws.String(c.Endpoint)
 		}
-	}), nil
+	})
 }
 
 // httpClient takes proxy and roots from the configuration alone.
