@@ -30,7 +30,7 @@ func build(ctx context.Context, c *config.Config, m *metrics.Metrics, before map
 		kek, ok := before[k.Fingerprint()]
 		if !ok || k.LocalFile != nil { // a keyset may have new keys under the same path
 			var err error
-			if kek, err = provider(ctx, k); err != nil {
+			if kek, err = Provider(ctx, k); err != nil {
 				problems = append(problems, problemOf(c, fmt.Sprintf("keys[%d]", i), k.Name, err))
 				continue
 			}
@@ -50,15 +50,21 @@ func build(ctx context.Context, c *config.Config, m *metrics.Metrics, before map
 	return ring, keks, nil
 }
 
-func provider(ctx context.Context, k config.Key) (keys.KEK, error) {
+// Provider makes the KEK of a key: offline, no call to any KMS.
+func Provider(ctx context.Context, k config.Key) (keys.KEK, error) {
 	switch {
 	case k.AWSKMS != nil:
-		return awskms.New(ctx, awskms.Config{KeyARN: k.AWSKMS.KeyARN, Endpoint: k.AWSKMS.Endpoint,
-			AllowStaticCredentials: k.AWSKMS.AllowStaticCredentials, CABundle: k.AWSKMS.CABundle, Proxy: k.AWSKMS.Proxy})
+		return awskms.New(ctx, AWSConfig(k))
 	case k.LocalFile != nil:
 		return localfile.New(k.LocalFile.Path)
 	}
 	return nil, errors.New("no provider")
+}
+
+// AWSConfig is what package awskms is told of a key in AWS KMS.
+func AWSConfig(k config.Key) awskms.Config {
+	return awskms.Config{KeyARN: k.AWSKMS.KeyARN, Endpoint: k.AWSKMS.Endpoint,
+		AllowStaticCredentials: k.AWSKMS.AllowStaticCredentials, CABundle: k.AWSKMS.CABundle, Proxy: k.AWSKMS.Proxy}
 }
 
 func encryptionContext(k config.Key) map[string]string {

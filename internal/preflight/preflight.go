@@ -5,6 +5,7 @@ package preflight
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -76,6 +77,7 @@ func Run(ctx context.Context, checks []Check, o Options) *Report {
 	for _, c := range checks {
 		begun := time.Now()
 		out := Outcome{Name: c.Name, Subject: c.Subject, Result: one(ctx, c, o.Skip)}
+		out.Message = strings.Join(strings.Fields(out.Message), " ") // one line, whatever a foreign error holds
 		out.Seconds = time.Since(begun).Round(time.Millisecond).Seconds()
 		switch out.Level {
 		case Problem:

@@ -19,7 +19,7 @@ func TestRun(t *testing.T) {
 		fixed("noted", preflight.Tell("so it is")),
 		fixed("unseen", preflight.Skip("no file")),
 		{Name: "odd", Subject: "a\nb", Run: func(context.Context) preflight.Result {
-			return preflight.Warn("do\nthis", "bell \a and \x1b[31mred")
+			return preflight.Warn("do\nthis", "bell\n\n\a and \x1b[31mred")
 		}},
 		fixed("bad", preflight.Fail("do that", "it is broken")),
 	}

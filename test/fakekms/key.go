@@ -156,6 +156,14 @@ func (s *Server) SetState(arn, state string) {
 	s.byARN(arn).state = state
 }
 
+// ScheduleDeletion lets a key be deleted after a while.
+func (s *Server) ScheduleDeletion(arn string, after time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := s.byARN(arn)
+	k.state, k.deleted = PendingDeletion, time.Now().Add(after)
+}
+
 // Delete removes a key for good.
 func (s *Server) Delete(arn string) {
 	s.mu.Lock()
