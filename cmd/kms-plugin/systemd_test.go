@@ -272,6 +272,35 @@ func TestNoDialIsRefusedAcrossRestarts(t *testing.T) {
 	}
 }
 
+// READY is about the socket. A KMS that is away, and a credential that is not to be
+// had, keep no unit from starting.
+func TestReadyWithoutKMS(t *testing.T) {
+	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/credentials")
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	m := newManager(t)
+	m.configure("")
+	data, err := os.ReadFile(m.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := `awskms: {keyARN: "arn:aws:kms:eu-west-1:111122223333:key/11111111-2222-3333-4444-555555555555", endpoint: "http://127.0.0.1:1"}`
+	i := bytes.Index(data, []byte("localfile:"))
+	if err := os.WriteFile(m.config, append(data[:i:i], away+"\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	m.hears("READY=1")
+	_, errs, code := command(t, "wait", "--socket", m.dir+"/s", "--timeout", "10s", "--listening")
+	if code != 0 {
+		t.Errorf("wait --listening: code %d, %s", code, errs)
+	}
+	_, errs, code = command(t, "wait", "--socket", m.dir+"/s", "--timeout", "2s")
+	if code != 1 || !strings.Contains(errs, "does not serve after") {
+		t.Errorf("wait: code %d, %s; want that it does not serve", code, errs)
+	}
+	m.ends()
+}
+
 func TestPassedSocketOfAnotherPath(t *testing.T) {
 	m := newManager(t)
 	data, err := os.ReadFile(m.config)

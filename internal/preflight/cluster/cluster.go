@@ -196,6 +196,9 @@ func (p *plane) coverage(ctx context.Context) preflight.Result {
 	case err != nil:
 		return preflight.Warn(preflight.HintOf(err, "--endpoints, --cacert, --cert, --key; or --no-etcd"), "etcd cannot be read: %v", err)
 	}
+	if p.encryption == nil {
+		return preflight.Tell("%s; what should be encrypted is not known", r.Verdict())
+	}
 	p.report = r
 	const look = "kmsctl coverage --encryption-config FILE shows them"
 	switch {

@@ -234,6 +234,8 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		"cachesize":                    {swapText("timeout: 3s", "cachesize: 1000"), "kms-cachesize", preflight.Problem, "kube-apiserver refuses the file", "drop cachesize"},
 		"identity first":               {func(s *setup) { identityFirst(s) }, "provider-order", preflight.Warning, "secrets is written in plain text: identity is first", "put kms first"},
 		"aescbc first":                 {swapText("  - kms:", "  - aescbc: {keys: [{name: key1, secret: eA==}]}\n  - kms:"), "provider-order", preflight.Note, "secrets by aescbc key1", ""},
+		"another plugin first":         {swapText("  - kms:", "  - kms: {apiVersion: v2, name: theirs, endpoint: 'unix:///run/theirs/s'}\n  - kms:"), "provider-order", preflight.Note, "secrets by kms v2 theirs", ""},
+		"what is meant is not known":   {func(s *setup) { s.encryption = ""; s.stored = etcd{"secrets/ns/a": plainSecret} }, "coverage", preflight.Note, "what should be encrypted is not known", ""},
 		"covered by a wildcard":        {swapText("resources: [secrets]", "resources: ['*.*', secrets]"), "provider-order", preflight.Warning, "secrets: an earlier wildcard", "what is special before"},
 		"secrets stay plain":           {swapText("resources: [secrets]", "resources: [configmaps]"), "plain-resources", preflight.Problem, "secrets stay in plain text", "add secrets"},
 		"all is encrypted":             {swapText("resources: [secrets]", "resources: ['*.*']"), "plain-resources", preflight.OK, "everything", ""},

@@ -43,17 +43,23 @@ func socketOf(endpoint string) (string, error) {
 	return path.Clean(u.Path), nil
 }
 
+// dials is the path on this host, as far as it is known, of a provider's socket.
+func (p *plane) dials(endpoint string) (string, error) {
+	s, err := socketOf(endpoint)
+	if err == nil && p.manifest != nil {
+		if host, _, ok := p.manifest.onHost(s); ok {
+			s = host
+		}
+	}
+	return s, err
+}
+
 func (p *plane) endpoint() preflight.Result {
 	var sockets []string
 	for _, k := range p.encryption.KMS() {
-		s, err := socketOf(k.Endpoint)
+		s, err := p.dials(k.Endpoint)
 		if err != nil {
 			return preflight.Fail("write endpoint: unix:///run/kms-plugin/kms.sock, with three slashes", "endpoint %q of provider %q: %v", k.Endpoint, k.Name, err)
-		}
-		if p.manifest != nil {
-			if host, _, ok := p.manifest.onHost(s); ok {
-				s = host
-			}
 		}
 		sockets = append(sockets, s)
 	}
@@ -66,6 +72,18 @@ func (p *plane) endpoint() preflight.Result {
 		return preflight.Fail("make endpoint and socket.path the same file of this host", "no kms provider dials socket.path of kms-plugin, %s: they dial %s", p.plugin.Socket.Path, strings.Join(sockets, ", "))
 	}
 	return preflight.Pass("kube-apiserver dials socket.path of kms-plugin")
+}
+
+// ours are the names of the providers that dial kms-plugin; without its
+// configuration, of all that speak v2.
+func (p *plane) ours() map[string]bool {
+	out := map[string]bool{}
+	for _, k := range p.encryption.KMS() {
+		if s, err := p.dials(k.Endpoint); p.plugin == nil || err == nil && s == p.plugin.Socket.Path {
+			out[k.Name] = true
+		}
+	}
+	return out
 }
 
 func (p *plane) timeout() preflight.Result {
@@ -101,19 +119,21 @@ func (p *plane) order() preflight.Result {
 		return preflight.Warn("put what is special before what is general", "%s: an earlier wildcard covers it, and its providers never come to bear", strings.Join(s, ", "))
 	}
 	var second []string
+	names := p.ours()
+	is := func(q provider) bool { return q.Kind == stored.KMSv2 && names[q.Name] }
 	for _, r := range p.encryption.Rules() {
-		has := slices.ContainsFunc(r.Providers, func(q provider) bool { return q.Kind == stored.KMSv2 })
 		switch first := r.Providers[0]; {
-		case first.Kind == stored.Plain && has:
+		case is(first) || !slices.ContainsFunc(r.Providers, is):
+		case first.Kind == stored.Plain:
 			return preflight.Warn("when every API server has this file, put kms first and identity last", "%s is written in plain text: identity is first, and kms only reads", r.Pattern)
-		case first.Kind != stored.Plain && first.Kind != stored.KMSv2 && has:
+		default:
 			second = append(second, r.Pattern+" by "+first.String())
 		}
 	}
 	if len(second) > 0 {
-		return preflight.Tell("kms reads, and does not write yet: %s; when every API server has this file, put kms first", strings.Join(second, ", "))
+		return preflight.Tell("kms-plugin reads, and does not write yet: %s; when every API server has this file, put it first", strings.Join(second, ", "))
 	}
-	return preflight.Pass("what has a kms provider is written by it")
+	return preflight.Pass("what kms-plugin can read, it writes")
 }
 
 // plain tells of what is written in plain text. Secrets must not be.

@@ -29,7 +29,7 @@ func (p *plane) agree(ctx context.Context) preflight.Result {
 	if len(away) > 0 {
 		return preflight.Warn("--plugins HOST:PORT is the listenAddress of each; it is on loopback, so that ssh -L or a collector on the node is needed", "not reached: %s", strings.Join(away, "; "))
 	}
-	return preflight.Pass("%d plugins run the same configuration and report the same key_id", len(p.plugins))
+	return preflight.Pass("one configuration and one key_id on all that were asked (%d)", len(p.plugins))
 }
 
 func (p *plane) differ() (preflight.Result, bool) {
