@@ -1,11 +1,6 @@
 package main
 
 import (
-	"encoding/json"
-	"fmt"
-	"slices"
-	"strings"
-
 	"github.com/spf13/cobra"
 
 	"kms-plugin.io/internal/cli"
@@ -28,24 +23,12 @@ runs, and changes nothing. Run it as the plugin runs: as its user, with its
 environment. Exit code 0: no problem; 3: problems, or with --strict warnings.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return cli.Usage(fmt.Errorf("-o %q is neither text nor json", output))
-			}
-			for _, s := range run.Skip {
-				if !slices.Contains(doctor.Names(), s) {
-					return cli.Usage(fmt.Errorf("--skip %q is none of %s", s, strings.Join(doctor.Names(), ", ")))
-				}
+			if err := preflight.CheckFlags(output, run.Skip, doctor.Names()); err != nil {
+				return cli.Usage(err)
 			}
 			awskms.ScrubEnvironment()
 			r := preflight.Run(c.Context(), doctor.Checks(c.Context(), o), run)
-			err := error(nil)
-			if output == "json" {
-				e := json.NewEncoder(c.OutOrStdout())
-				e.SetIndent("", "  ")
-				err = e.Encode(r)
-			} else {
-				err = r.Print(c.OutOrStdout())
-			}
+			err := r.Write(c.OutOrStdout(), output)
 			if err == nil && !r.Passed {
 				return cli.ErrFound
 			}

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -56,13 +54,8 @@ problems, or with --strict warnings.`,
 }
 
 func (f *preflightFlags) preflight(c *cobra.Command) error {
-	if f.output != "text" && f.output != "json" {
-		return cli.Usage(fmt.Errorf("-o %q is neither text nor json", f.output))
-	}
-	for _, s := range f.run.Skip {
-		if !slices.Contains(cluster.Names(), s) {
-			return cli.Usage(fmt.Errorf("--skip %q is none of %s", s, strings.Join(cluster.Names(), ", ")))
-		}
+	if err := preflight.CheckFlags(f.output, f.run.Skip, cluster.Names()); err != nil {
+		return cli.Usage(err)
 	}
 	bar := newProgress(c.ErrOrStderr(), "reading etcd")
 	defer bar.end()
@@ -74,12 +67,7 @@ func (f *preflightFlags) preflight(c *cobra.Command) error {
 	}
 	r := preflight.Run(c.Context(), cluster.Checks(f.o), f.run)
 	bar.end()
-	err := error(nil)
-	if f.output == "json" {
-		err = printJSON(c.OutOrStdout(), r)
-	} else {
-		err = r.Print(c.OutOrStdout())
-	}
+	err := r.Write(c.OutOrStdout(), f.output)
 	if err == nil && !r.Passed {
 		return cli.ErrFound
 	}

@@ -1,9 +1,11 @@
 package preflight
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -27,6 +29,32 @@ func (r *Report) Print(w io.Writer) error {
 	fmt.Fprintln(&b, r.Verdict())
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// outputs are the values of -o.
+var outputs = []string{"text", "json"}
+
+// CheckFlags refuses an -o or --skip that makes no sense.
+func CheckFlags(output string, skip, names []string) error {
+	if !slices.Contains(outputs, output) {
+		return fmt.Errorf("-o %q is neither text nor json", output)
+	}
+	for _, s := range skip {
+		if !slices.Contains(names, s) {
+			return fmt.Errorf("--skip %q is none of %s", s, strings.Join(names, ", "))
+		}
+	}
+	return nil
+}
+
+// Write writes the report for people or, as json, for programs.
+func (r *Report) Write(w io.Writer, output string) error {
+	if output != "json" {
+		return r.Print(w)
+	}
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
 }
 
 // Verdict is the report in a sentence.
