@@ -153,6 +153,17 @@ func (m *manager) hears(want string) {
 	}
 }
 
+// logs waits until the child's log, which is read behind it, has a text.
+func (m *manager) logs(want string) {
+	m.t.Helper()
+	for deadline := time.Now().Add(2 * time.Minute); !strings.Contains(m.childLog.String(), want); {
+		if time.Now().After(deadline) {
+			m.t.Fatalf("the child never logged %s", want)
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
 // ends stops the child as systemd does; its exit code must be 0.
 func (m *manager) ends() {
 	m.t.Helper()

@@ -151,4 +151,3 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		})
 	}
 }
-
