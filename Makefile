@@ -39,6 +39,7 @@ fuzz: ## ten minutes for each parser
 	$(GO) test -run '^$$' -fuzz FuzzSplitKeyID -fuzztime 10m ./pkg/keys
 	$(GO) test -run '^$$' -fuzz FuzzClassify -fuzztime 10m ./internal/stored
 	$(GO) test -run '^$$' -fuzz FuzzParse -fuzztime 10m ./internal/encryptionconfig
+	$(GO) test -run '^$$' -fuzz FuzzManifest -fuzztime 10m ./internal/preflight/cluster
 	$(GO) test -run '^$$' -fuzz FuzzDecode -fuzztime 10m ./internal/etcdstore/snapshot
 	$(GO) test -run '^$$' -fuzz FuzzVerify -fuzztime 10m ./internal/audit/evidence
 	$(GO) test -run '^$$' -fuzz FuzzAnchors -fuzztime 10m ./internal/audit/evidence

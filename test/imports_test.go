@@ -31,18 +31,19 @@ func mustAbs(t *testing.T, p string) string {
 // What holds plaintext keys links as little as it can.
 func TestDaemonDoesNotLink(t *testing.T) {
 	bad := map[string]string{
-		"k8s.io/client-go":                      "a client of the cluster it protects is a cycle at boot",
-		"k8s.io/apiserver":                      "weight, and none of its code belongs near keys",
-		"k8s.io/apimachinery":                   "the same",
-		"go.etcd.io/":                           "etcd is the API server's business",
-		"kms-plugin.io/internal/etcdstore":      "the same",
-		"github.com/jedib0t/go-pretty":          "tables are for people, and the daemon talks to none",
-		"github.com/schollz/progressbar":        "the same",
-		"kms-plugin.io/internal/audit/evidence": "the log is read back by people, elsewhere",
-		"kms-plugin.io/test":                    "fakes never ship",
-		"kms-plugin.io/pkg/keys/keystest":       "neither do test suites",
-		"net/http/pprof":                        "it would show memory",
-		"google.golang.org/grpc/reflection":     "the socket says no more than it must",
+		"k8s.io/client-go":                         "a client of the cluster it protects is a cycle at boot",
+		"k8s.io/apiserver":                         "weight, and none of its code belongs near keys",
+		"k8s.io/apimachinery":                      "the same",
+		"go.etcd.io/":                              "etcd is the API server's business",
+		"kms-plugin.io/internal/etcdstore":         "the same",
+		"github.com/jedib0t/go-pretty":             "tables are for people, and the daemon talks to none",
+		"github.com/schollz/progressbar":           "the same",
+		"kms-plugin.io/internal/audit/evidence":    "the log is read back by people, elsewhere",
+		"kms-plugin.io/test":                       "fakes never ship",
+		"kms-plugin.io/pkg/keys/keystest":          "neither do test suites",
+		"net/http/pprof":                           "it would show memory",
+		"google.golang.org/grpc/reflection":        "the socket says no more than it must",
+		"kms-plugin.io/internal/preflight/cluster": "it reads etcd; the daemon has its doctor",
 	}
 	for _, dep := range list(t, "-deps", "./cmd/kms-plugin") {
 		for prefix, why := range bad {

@@ -52,6 +52,13 @@ func TestCommandLine(t *testing.T) {
 		{"check", good, []string{"config", "check", config}, cli.ExitOK, "OK", ""},
 		{"check typo", good + "statedir: x\n", []string{"config", "check", config}, cli.ExitFound, "hint: is \"stateDir\" meant?", ""},
 		{"check previous", good, []string{"config", "check", config, "--previous", config}, cli.ExitOK, "OK", ""},
+		{"wait for what", "", []string{"wait", "--timeout", "0s"}, cli.ExitUsage, "", "--timeout 0s is not above zero"},
+		{"wait in vain", "", []string{"wait", "--socket", dir + "/none", "--timeout", "50ms"}, cli.ExitFailed, "", "there is no socket \"" + dir + "/none\"\nhint: is the plugin running"},
+		{"doctor", good, []string{"doctor", "--config", config}, cli.ExitOK, "passed: 0 problems", ""},
+		{"strict doctor", good, []string{"doctor", "--config", config, "--strict"}, cli.ExitFound, "NOT PASSED", ""},
+		{"doctor in JSON", good + "typo: 1\n", []string{"doctor", "--config", config, "-o", "json"}, cli.ExitFound, `"apiVersion": "kms-plugin.io/preflight/v1"`, ""},
+		{"doctor for whom", good, []string{"doctor", "--config", config, "-o", "yaml"}, cli.ExitUsage, "", "neither text nor json"},
+		{"doctor without what", good, []string{"doctor", "--config", config, "--skip", "bogus"}, cli.ExitUsage, "", "--skip \"bogus\" is none of config, state-dir"},
 		{"completion", "", []string{"completion", "bash"}, cli.ExitOK, "complete", ""},
 	} {
 		if step.file != "" {

@@ -13,6 +13,7 @@ import (
 	"kms-plugin.io/internal/cli"
 	"kms-plugin.io/internal/daemon"
 	"kms-plugin.io/internal/process"
+	"kms-plugin.io/internal/systemd"
 	"kms-plugin.io/pkg/keys/localfile"
 )
 
@@ -30,7 +31,8 @@ func serveCommand() *cobra.Command {
 		Use:   "serve (--config FILE | --dev [--dir DIR])",
 		Short: "Serve the KMS v2 API on a unix socket",
 		Long: `Serve the KMS v2 API on a unix socket until SIGTERM. SIGHUP, or a changed
-file, reloads the configuration.
+file, reloads the configuration. Under systemd it says when it serves, and takes
+a socket that systemd holds (Type=notify-reload, .socket units).
 
 With --dev nothing has to be prepared: an embedded key is made in DIR on first
 use and the socket is DIR/kms.sock. It protects nothing from who can read DIR.`,
@@ -57,6 +59,9 @@ func serve(c *cobra.Command, a serveArgs) error {
 	}
 	process.Tune()
 	o := daemon.Options{Source: daemon.Source{Path: a.config}, Force: a.force, Log: c.ErrOrStderr()}
+	if err := fromSystemd(&o); err != nil {
+		return err
+	}
 	if a.dev {
 		dir, err := devDir(a.dir)
 		if err != nil {
@@ -76,6 +81,15 @@ func serve(c *cobra.Command, a serveArgs) error {
 	defer signal.Stop(hup)
 	o.Reload = hup
 	return daemon.Run(c.Context(), o)
+}
+
+// fromSystemd takes what systemd gives a service.
+func fromSystemd(o *daemon.Options) (err error) {
+	if o.Notify, err = systemd.FromEnvironment(); err != nil {
+		return err
+	}
+	o.Passed, err = systemd.Socket()
+	return err
 }
 
 // devDir makes the directory and the key of --dev on first use.

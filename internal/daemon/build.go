@@ -50,6 +50,9 @@ func build(ctx context.Context, c *config.Config, m *metrics.Metrics, before map
 	return ring, keks, nil
 }
 
+// Provider makes the KEK of a key: offline, no call to any KMS.
+func Provider(ctx context.Context, k config.Key) (keys.KEK, error) { return provider(ctx, k, nil) }
+
 func provider(ctx context.Context, k config.Key, m *metrics.Metrics) (keys.KEK, error) {
 	switch {
 	case k.AWSKMS != nil:
@@ -64,8 +67,7 @@ func provider(ctx context.Context, k config.Key, m *metrics.Metrics) (keys.KEK, 
 // awsKEK meters each region by itself, below the choice among them.
 func awsKEK(ctx context.Context, k config.Key, m *metrics.Metrics) (keys.KEK, error) {
 	a := k.AWSKMS
-	all, err := awskms.Regions(ctx, awskms.Config{KeyARN: a.KeyARN, Endpoint: a.Endpoint, Replicas: a.Replicas, ReplicaEndpoints: a.ReplicaEndpoints,
-		AllowStaticCredentials: a.AllowStaticCredentials, CABundle: a.CABundle, Proxy: a.Proxy})
+	all, err := awskms.Regions(ctx, AWSConfig(k))
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +86,13 @@ func regionQuorum(k config.Key) keys.Quorum {
 		return k.AWSKMS.RegionQuorum
 	}
 	return ""
+}
+
+// AWSConfig is what package awskms is told of a key in AWS KMS.
+func AWSConfig(k config.Key) awskms.Config {
+	a := k.AWSKMS
+	return awskms.Config{KeyARN: a.KeyARN, Endpoint: a.Endpoint, Replicas: a.Replicas, ReplicaEndpoints: a.ReplicaEndpoints,
+		AllowStaticCredentials: a.AllowStaticCredentials, CABundle: a.CABundle, Proxy: a.Proxy}
 }
 
 func encryptionContext(k config.Key) map[string]string {
@@ -142,6 +151,9 @@ func (k metered) count(op keys.Op, region string, err error, start time.Time) {
 	var remote *keys.Error
 	if errors.As(err, &remote) {
 		region = remote.Region
+	}
+	if k.metrics == nil {
+		return // a doctor's
 	}
 	k.metrics.RemoteCall(k.name, region, string(op), keys.ClassOf(err).String(), time.Since(start))
 }

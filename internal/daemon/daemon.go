@@ -23,6 +23,7 @@ import (
 	"kms-plugin.io/internal/custody"
 	"kms-plugin.io/internal/httpserver"
 	"kms-plugin.io/internal/metrics"
+	"kms-plugin.io/internal/systemd"
 	"kms-plugin.io/internal/unixsocket"
 	"kms-plugin.io/pkg/keys"
 	"kms-plugin.io/pkg/keys/awskms"
@@ -40,12 +41,16 @@ type Options struct {
 	Log    io.Writer
 	// Reload is read as "look at the configuration now" (SIGHUP).
 	Reload <-chan os.Signal
+	// Passed is the socket that systemd holds for us, nil to bind our own.
+	Passed *os.File
+	Notify *systemd.Notifier // nil tells nobody
 }
 
 // daemon is one running instance.
 type daemon struct {
 	source   Source
 	observer *observer
+	notify   *notifier
 	custody  *custody.Custodian
 	loaded   loaded
 	stateDir string
@@ -73,7 +78,7 @@ func Run(ctx context.Context, o Options) error {
 	if len(removed) > 0 {
 		log.Warn("environment ignored: endpoints and CA bundles come from the configuration alone", "names", removed)
 	}
-	sock, err := unixsocket.Listen(c.Socket.Path)
+	sock, err := listenSocket(c.Socket.Path, o.Passed)
 	if err != nil {
 		return err
 	}
@@ -84,7 +89,7 @@ func Run(ctx context.Context, o Options) error {
 	server := plugin.NewServer(plugin.NewService(d.custody, d.observer), plugin.ServerConfig{
 		Credentials: d.peers(c), Observer: d.observer, Log: log,
 	})
-	log.Info("serving", "socket", c.Socket.Path, "clusterID", c.ClusterID, "version", cli.Version(), "http", address(web))
+	log.Info("serving", "socket", c.Socket.Path, "passed", o.Passed != nil, "clusterID", c.ClusterID, "version", cli.Version(), "http", address(web))
 	return d.serve(ctx, o, first.registry, server, sock, web)
 }
 
@@ -101,7 +106,8 @@ func (d *daemon) serve(ctx context.Context, o Options, reg *prometheus.Registry,
 	g.Go(func() error { return server.Serve(sock) })
 	g.Go(func() error {
 		<-ctx.Done()
-		drain(server)
+		d.notify.stopping()
+		drain(server, sock)
 		return nil
 	})
 	g.Go(func() error {
@@ -109,6 +115,11 @@ func (d *daemon) serve(ctx context.Context, o Options, reg *prometheus.Registry,
 		return nil
 	})
 	g.Go(func() error { return d.watch(ctx, o.Reload) })
+	g.Go(func() error {
+		d.notify.heartbeat(ctx, func() { d.custody.Report() })
+		return nil
+	})
+	d.notify.ready()
 	if web != nil {
 		metricsHandler := promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 		g.Go(func() error {
@@ -123,8 +134,12 @@ func (d *daemon) serve(ctx context.Context, o Options, reg *prometheus.Registry,
 }
 
 // drain lets calls in flight finish. Serve closes the listener, which removes
-// only our own socket file.
-func drain(s *grpc.Server) {
+// only our own socket file; who dials a socket that systemd holds waits for the
+// next process.
+func drain(s *grpc.Server, sock net.Listener) {
+	if held, ok := sock.(*unixsocket.Adopted); ok {
+		held.Pause()
+	}
 	force := time.AfterFunc(drainTimeout, s.Stop)
 	defer force.Stop()
 	s.GracefulStop()
@@ -153,7 +168,7 @@ func start(ctx context.Context, o Options) (started, error) {
 	if err != nil {
 		return started{}, cli.WithHint(err, "audit.path names it; leave it out for no audit log")
 	}
-	d := &daemon{source: o.Source, observer: obs, stateDir: c.StateDir, keepers: newKeepers(obs)}
+	d := &daemon{source: o.Source, observer: obs, notify: &notifier{to: o.Notify, log: obs.log}, stateDir: c.StateDir, keepers: newKeepers(obs)}
 	if c.Audit.Anchor {
 		d.anchor = obs.audit.Anchor
 	}
@@ -191,6 +206,7 @@ func (d *daemon) inForce(c candidate) {
 	d.observer.Reloaded(true, c.hash)
 	d.observer.bounds(tuning(c.config))
 	d.observer.DiskDiffers(c.rejected != nil)
+	d.notify.diskDiffers(c.rejected != nil)
 	if err := d.source.keep(c); err != nil {
 		d.observer.log.Error("last good configuration cannot be kept for the next start", "error", err.Error())
 	}
@@ -223,6 +239,7 @@ func (d *daemon) rejected(err error) {
 	if errors.As(err, &h) {
 		hint = h.Hint()
 	}
+	d.notify.diskDiffers(true)
 	d.observer.log.Error("configuration on disk is not in force; the last good one serves", "error", err.Error(), "hint", hint)
 	_ = d.observer.audit.Record(audit.Record{Op: "reload", Outcome: "refused", Error: err.Error()}) // counted by OnError
 }
@@ -239,6 +256,13 @@ func newLogger(w io.Writer, level string) *slog.Logger {
 	var l slog.Level
 	_ = l.UnmarshalText([]byte(level)) // validated by package config
 	return slog.New(newSampler(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l})))
+}
+
+func listenSocket(path string, passed *os.File) (net.Listener, error) {
+	if passed != nil {
+		return unixsocket.Adopt(passed, path)
+	}
+	return unixsocket.Listen(path)
 }
 
 func listenHTTP(addr string) (net.Listener, error) {

@@ -26,6 +26,7 @@ func (d *daemon) watch(ctx context.Context, signals <-chan os.Signal) error {
 			return nil
 		case <-signals:
 			timer.Stop()
+			d.notify.reloading()
 			if err := d.observer.audit.Reopen(); err != nil {
 				d.observer.log.Error("audit log cannot be opened again", "error", err.Error())
 			}
@@ -33,6 +34,7 @@ func (d *daemon) watch(ctx context.Context, signals <-chan os.Signal) error {
 		case <-timer.C:
 		}
 		refused = d.reload(ctx, refused)
+		d.notify.reloaded()
 	}
 }
 
@@ -50,10 +52,12 @@ func (d *daemon) reload(ctx context.Context, refused string) string {
 	switch hash {
 	case d.loaded.hash:
 		d.observer.DiskDiffers(false)
+		d.notify.diskDiffers(false)
 		return ""
 	case refused:
 		return refused
 	}
+	d.notify.reloading()
 	next, err := parse(ctx, data, d.observer.Metrics, d.loaded.keks)
 	if err == nil {
 		err = d.restartNeeded(next.config)

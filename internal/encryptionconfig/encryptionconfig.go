@@ -43,9 +43,23 @@ type Rule struct {
 
 // Config is an EncryptionConfiguration.
 type Config struct {
-	rules map[stored.GroupResource]*Rule
-	order []*Rule
+	rules    map[stored.GroupResource]*Rule
+	order    []*Rule
+	kms      []KMS
+	shadowed []string
 }
+
+// KMS is one kms provider as the file has it, with nothing filled in.
+type KMS struct {
+	Name, APIVersion, Endpoint, Timeout string
+	CacheSize                           *int
+}
+
+// KMS are the kms providers in the order of the file.
+func (c *Config) KMS() []KMS { return c.kms }
+
+// Shadowed are patterns that never come to bear: an earlier wildcard covers them.
+func (c *Config) Shadowed() []string { return c.shadowed }
 
 type file struct {
 	APIVersion string         `yaml:"apiVersion"`
@@ -132,6 +146,11 @@ func Parse(data []byte) (*Config, error) {
 		providers, err := providersOf(r.Providers)
 		if err != nil {
 			return nil, fmt.Errorf("resources[%d]: %w", i, err)
+		}
+		for _, p := range r.Providers {
+			if k := p.KMS; k != nil {
+				c.kms = append(c.kms, KMS{k.Name, k.APIVersion, k.Endpoint, k.Timeout, k.CacheSize})
+			}
 		}
 		for _, p := range providers {
 			if p.Kind == stored.KMSv2 && names[p.Name] {
@@ -227,6 +246,7 @@ func (c *Config) add(pattern string, providers []Provider) error {
 		return fmt.Errorf("resource %q: write secrets, deployments.apps, *.apps, *. or *.*", pattern)
 	}
 	if g.Resource != "*" && c.rules[stored.GroupResource{Group: g.Group, Resource: "*"}] != nil || g != anything && c.rules[anything] != nil {
+		c.shadowed = append(c.shadowed, pattern)
 		return nil
 	}
 	if r := c.rules[g]; r != nil {

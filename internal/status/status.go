@@ -42,8 +42,10 @@ type Plugin struct {
 	Keys        []Key  `json:"keys"`
 	Version     string `json:"version,omitempty"`
 	// KeyIDHash is of the key_id it reports; ConfigHash of the configuration in force.
-	KeyIDHash    string         `json:"keyIDHash,omitempty"`
-	ConfigHash   string         `json:"configHash,omitempty"`
+	KeyIDHash  string `json:"keyIDHash,omitempty"`
+	ConfigHash string `json:"configHash,omitempty"`
+	// LocalKEKIDs are some of the local KEKs in memory, up to 256, by 16 hex digits.
+	LocalKEKIDs  []string       `json:"localKEKIDs,omitempty"`
 	RetiredOpens map[string]int `json:"retiredOpens,omitempty"` // seeds opened under retired keys since start
 }
 
@@ -178,6 +180,12 @@ func decode(f map[string]*dto.MetricFamily) *Plugin {
 			p.ConfigHash = Labels(m)["sha256"]
 		}
 	}
+	for _, m := range f["kms_plugin_local_kek_info"].GetMetric() {
+		if m.GetGauge().GetValue() == 1 {
+			p.LocalKEKIDs = append(p.LocalKEKIDs, Labels(m)["local_kek"])
+		}
+	}
+	sort.Strings(p.LocalKEKIDs)
 	for _, m := range f["kms_plugin_retired_key_opens_total"].GetMetric() {
 		if p.RetiredOpens == nil {
 			p.RetiredOpens = map[string]int{}

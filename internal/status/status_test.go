@@ -138,7 +138,7 @@ func TestHealthyPlugin(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := status.Report{Socket: socket, Healthy: true, Version: "v2", Healthz: "ok", KeyID: keyID, KeyIDHash: keyIDHash,
-		Plugin: &status.Plugin{Ready: true, LocalKEKs: 2, Version: "v1.2.3", Keys: []status.Key{
+		Plugin: &status.Plugin{Ready: true, LocalKEKs: 2, LocalKEKIDs: []string{"00", "01"}, Version: "v1.2.3", Keys: []status.Key{
 			{Name: "lab", Wrap: "unknown", Unwrap: "closed"}, {Name: "prod", Wrap: "ok", Unwrap: "degraded", LastGood: &good}}}}
 	if d := cmp.Diff(want, r, cmpopts.IgnoreFields(status.Report{}, "LatencyMS")); d != "" {
 		t.Errorf("report (-want +got):\n%s", d)

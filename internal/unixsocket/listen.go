@@ -101,6 +101,10 @@ func listenIn(private, first string) (*net.UnixListener, error) {
 	return net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/s", d.Fd()), Net: "unix"})
 }
 
+// CheckDirectory tells whether Listen would accept the directory of a path for the
+// user of this process. Errors are *Error.
+func CheckDirectory(path string) error { return checkDirectory(path) }
+
 // checkDirectory demands a parent that only we (or root) can write, and no
 // ancestor in which somebody else could swap it.
 func checkDirectory(path string) error {

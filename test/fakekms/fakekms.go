@@ -102,6 +102,13 @@ func (s *Server) SetClock(offset time.Duration) {
 	s.clock = offset
 }
 
+// now is the time as the fake sees it, which its Date headers tell.
+func (s *Server) now() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Now().Add(s.clock)
+}
+
 // SetConsistency makes wraps after a rotation eventually consistent: fn chooses
 // an index of the key's material history for the caller's n-th Encrypt. Nil is
 // always the newest.

@@ -26,6 +26,7 @@ type KeyOptions struct {
 	Alias       string   // without "alias/"
 	SignOnly    bool     // usage SIGN_VERIFY: cannot encrypt
 	Account     string   // owner, that of the fake if empty
+	NoRotation  bool     // automatic rotation is off
 }
 
 // key is one key in one region; replicas share the material.
@@ -35,6 +36,7 @@ type key struct {
 	state      string
 	deleted    time.Time
 	signOnly   bool
+	noRotation bool
 	primary    bool
 	policy     []Statement
 	shared     *material
@@ -84,7 +86,7 @@ func (s *Server) CreateKey(region string, o KeyOptions) string {
 		o.Account = s.account
 	}
 	for i, r := range append([]string{region}, o.Replicas...) {
-		s.keys[r+"/"+id] = &key{id: id, region: r, account: o.Account, state: Enabled, signOnly: o.SignOnly, primary: i == 0, shared: m}
+		s.keys[r+"/"+id] = &key{id: id, region: r, account: o.Account, state: Enabled, signOnly: o.SignOnly, noRotation: o.NoRotation, primary: i == 0, shared: m}
 		if o.Alias != "" {
 			s.aliases[r+"/alias/"+o.Alias] = id
 		}
@@ -162,6 +164,14 @@ func (s *Server) SetState(arn, state string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.byARN(arn).state = state
+}
+
+// ScheduleDeletion lets a key be deleted after a while.
+func (s *Server) ScheduleDeletion(arn string, after time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := s.byARN(arn)
+	k.state, k.deleted = PendingDeletion, time.Now().Add(after)
 }
 
 // Delete removes a key for good.

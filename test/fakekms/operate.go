@@ -3,6 +3,7 @@ package fakekms
 import (
 	"crypto/rand"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -12,18 +13,21 @@ const maxOnDemand = 25 // RotateKeyOnDemand, for each key
 func (s *Server) operate(op, who, region string, in input) (map[string]any, *failure) {
 	name := in.KeyId
 	if op == "ReEncrypt" {
-		name = in.DestinationKeyId
+		if f := s.reEncryptFrom(who, region, in); f != nil {
+			return nil, f
+		}
+		name, in.EncryptionContext = in.DestinationKeyId, in.DestinationEncryptionContext
 	}
 	k, err := s.find(region, name)
 	if err != nil {
-		return nil, refuse("NotFoundException", "Key '"+name+"' does not exist")
+		return nil, noKey(name)
 	}
 	action := "kms:" + op
 	if op == "ReEncrypt" {
-		action = "kms:ReEncryptFrom"
+		action = "kms:ReEncryptTo"
 	}
 	if !k.allowed(who, action, in.EncryptionContext) {
-		return nil, refuse("AccessDeniedException", "User: "+who+" is not authorized to perform: "+action+" because no resource-based policy allows it")
+		return nil, denied(who, action)
 	}
 	switch op {
 	case "Encrypt", "Decrypt", "GenerateDataKey", "ReEncrypt":
@@ -32,12 +36,37 @@ func (s *Server) operate(op, who, region string, in input) (map[string]any, *fai
 	return s.manage(op, k, in)
 }
 
+// reEncryptFrom is what ReEncrypt needs of its source; mu is held.
+func (s *Server) reEncryptFrom(who, region string, in input) *failure {
+	k, err := s.find(region, in.SourceKeyId)
+	switch {
+	case err != nil:
+		return noKey(in.SourceKeyId)
+	case !k.allowed(who, "kms:ReEncryptFrom", in.SourceEncryptionContext):
+		return denied(who, "kms:ReEncryptFrom")
+	}
+	return k.usable()
+}
+
+func noKey(name string) *failure {
+	return refuse("NotFoundException", "Key '"+name+"' does not exist")
+}
+
+func denied(who, action string) *failure {
+	return refuse("AccessDeniedException", "User: "+who+" is not authorized to perform: "+action+" because no resource-based policy allows it")
+}
+
+// wouldSucceed is the answer to a dry run.
+func wouldSucceed() *failure {
+	return &failure{http.StatusPreconditionFailed, "DryRunOperationException", "The request would have succeeded"}
+}
+
 func (s *Server) crypto(op, who string, k *key, in input) (map[string]any, *failure) {
 	if f := k.usable(); f != nil {
 		return nil, f
 	}
-	if in.DryRun {
-		return nil, &failure{http.StatusPreconditionFailed, "DryRunOperationException", "The request would have succeeded"}
+	if in.DryRun && (op != "Decrypt" || slices.Contains(in.DryRunModifiers, "IGNORE_CIPHERTEXT")) {
+		return nil, wouldSucceed()
 	}
 	arn := k.arn()
 	switch op {
@@ -57,6 +86,9 @@ func (s *Server) crypto(op, who string, k *key, in input) (map[string]any, *fail
 		}
 		if !ok {
 			return nil, refuse("InvalidCiphertextException", "")
+		}
+		if in.DryRun {
+			return nil, wouldSucceed()
 		}
 		return map[string]any{"Plaintext": plain, "KeyId": arn, "KeyMaterialId": mat, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}, nil
 	case "GenerateDataKey":
@@ -108,6 +140,9 @@ func (s *Server) manage(op string, k *key, in input) (map[string]any, *failure) 
 	case "ListKeyRotations":
 		return map[string]any{"Rotations": rotations(k, in.IncludeKeyMaterial == "ALL_KEY_MATERIAL"), "Truncated": false}, nil
 	case "GetKeyRotationStatus":
+		if k.noRotation {
+			return map[string]any{"KeyId": arn, "KeyRotationEnabled": false}, nil
+		}
 		return map[string]any{"KeyId": arn, "KeyRotationEnabled": true, "RotationPeriodInDays": 365}, nil
 	case "DisableKey":
 		k.state = Disabled
@@ -120,6 +155,9 @@ func (s *Server) manage(op string, k *key, in input) (map[string]any, *failure) 
 		k.state, k.deleted = Disabled, time.Time{}
 		return map[string]any{"KeyId": arn}, nil
 	case "CreateGrant":
+		if in.DryRun {
+			return nil, wouldSucceed()
+		}
 		return map[string]any{"GrantId": randomHex(32)}, nil
 	default:
 		return nil, refuse("UnknownOperationException", op+" is not modelled")

@@ -44,6 +44,15 @@ func (k *key) allowed(who, action string, context map[string]string) bool {
 	return ok
 }
 
+// LeastPrivilege is a key policy that gives every principal what kms-plugin needs
+// for one cluster, and nothing else.
+func LeastPrivilege(clusterID string) []Statement {
+	return []Statement{
+		{Actions: []string{"kms:Encrypt", "kms:Decrypt"}, ContextEquals: map[string]string{"kms-plugin-cluster": clusterID}},
+		{Actions: []string{"kms:DescribeKey", "kms:GetKeyRotationStatus"}},
+	}
+}
+
 // principal is an identity with credentials that the fake hands out.
 type principal struct {
 	name     string
@@ -90,8 +99,15 @@ func (s *Server) ExpireCredentials(name string) {
 	}
 }
 
-// credentials answers as the endpoint of a container's role does.
-func (s *Server) credentials(w http.ResponseWriter, name string) {
+// session is one set of credentials as it is handed out.
+type session struct {
+	AccessKeyID, Secret, Token string
+	Ends                       time.Time
+}
+
+// open hands out credentials, or nil if the role is withdrawn; ok: there is such
+// a principal.
+func (s *Server) open(name string) (out *session, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, p := range s.principals {
@@ -99,17 +115,28 @@ func (s *Server) credentials(w http.ResponseWriter, name string) {
 			continue
 		}
 		if p.failing {
-			http.Error(w, `{"code":"Forbidden","message":"role withdrawn"}`, http.StatusForbidden)
-			return
+			return nil, true
 		}
 		token, ends := randomHex(16), time.Now().Add(p.lifetime)
 		p.tokens[token] = ends
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]string{"AccessKeyId": id, "SecretAccessKey": p.secret, "Token": token,
-			"Expiration": ends.UTC().Format(time.RFC3339)}) // the client may be gone
-		return
+		return &session{id, p.secret, token, ends}, true
 	}
-	http.NotFound(w, nil)
+	return nil, false
+}
+
+// credentials answers as the endpoint of a container's role does.
+func (s *Server) credentials(w http.ResponseWriter, name string) {
+	c, ok := s.open(name)
+	switch {
+	case !ok:
+		http.NotFound(w, nil)
+	case c == nil:
+		http.Error(w, `{"code":"Forbidden","message":"role withdrawn"}`, http.StatusForbidden)
+	default:
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]string{"AccessKeyId": c.AccessKeyID, "SecretAccessKey": c.Secret, "Token": c.Token,
+			"Expiration": c.Ends.UTC().Format(time.RFC3339)}) // the client may be gone
+	}
 }
 
 // caller finds who signed a request and for which region; mu is held.

@@ -23,21 +23,29 @@ type input struct {
 	Plaintext, CiphertextBlob            []byte
 	EncryptionContext                    map[string]string
 	SourceEncryptionContext              map[string]string
+	DestinationEncryptionContext         map[string]string
 	DryRun                               bool
+	DryRunModifiers                      []string
 	NumberOfBytes                        int
 	KeySpec                              string
 	PendingWindowInDays                  int
 	IncludeKeyMaterial                   string
 }
 
-// ServeHTTP implements http.Handler: the KMS API and the credentials endpoint.
+// ServeHTTP implements http.Handler: the KMS API, the one operation of STS, and
+// the credentials endpoint.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if name, ok := strings.CutPrefix(r.URL.Path, "/credentials/"); ok {
 		s.credentials(w, name)
 		return
 	}
+	w.Header().Set("Date", s.now().UTC().Format(http.TimeFormat))
 	op, ok := strings.CutPrefix(r.Header.Get("X-Amz-Target"), "TrentService.")
 	body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+	if err == nil && strings.HasPrefix(r.Header.Get("Content-Type"), "application/x-www-form-urlencoded") {
+		s.sts(w, r, body)
+		return
+	}
 	var in input
 	if err == nil {
 		err = json.Unmarshal(body, &in)

@@ -28,6 +28,17 @@ const (
 // and keeps the last error with its cause: a bare "deadline exceeded" would hide
 // a throttle behind it.
 func (k *KEK) attempt(ctx context.Context, op keys.Op, call func(context.Context) error) error {
+	return line{k.arn, k.attempts, k.creds.refused}.attempt(ctx, op, call)
+}
+
+// line is where calls go, and who hears of a credential that was refused.
+type line struct {
+	arn      arn
+	attempts int
+	refused  func() // may be nil
+}
+
+func (l line) attempt(ctx context.Context, op keys.Op, call func(context.Context) error) error {
 	backoff := firstBackoff
 	for n := 1; ; n++ {
 		err := once(ctx, call)
@@ -35,16 +46,16 @@ func (k *KEK) attempt(ctx context.Context, op keys.Op, call func(context.Context
 			return nil
 		}
 		e, retry := judge(err)
-		if e.Class == keys.ClassCredential && e.Code != codeCredentials {
-			k.creds.refused()
+		if e.Class == keys.ClassCredential && e.Code != codeCredentials && l.refused != nil {
+			l.refused()
 		}
-		e.Op, e.Key, e.Region = op, k.Identity(), k.arn.region
+		e.Op, e.Key, e.Region = op, l.arn.identity(), l.arn.region
 		if errors.Is(ctx.Err(), context.Canceled) {
 			e.Class, e.Code, e.Err = keys.ClassCanceled, "", ctx.Err()
 			return &e
 		}
 		pause := backoff/2 + rand.N(backoff)
-		if !retry || n == k.attempts || !timeFor(ctx, pause+minAttempt) {
+		if !retry || n == l.attempts || !timeFor(ctx, pause+minAttempt) {
 			return &e
 		}
 		if !sleep(ctx, pause) {

@@ -37,15 +37,18 @@ func newClient(cfg aws.Config, c Config, credentials aws.CredentialsProvider) (k
 	if err != nil {
 		return nil, err
 	}
+	cfg.Credentials, cfg.HTTPClient = credentials, h
+	return kmsClient(cfg, c), nil
+}
+
+func kmsClient(cfg aws.Config, c Config) *kms.Client {
 	return kms.NewFromConfig(cfg, func(o *kms.Options) {
-		o.Credentials = credentials
-		o.HTTPClient = h
 		o.Retryer = aws.NopRetryer{} // attempts are ours: see attempt.go
 		o.BaseEndpoint = nil
 		if c.Endpoint != "" {
 			o.BaseEndpoint = aws.String(c.Endpoint)
 		}
-	}), nil
+	})
 }
 
 // httpClient takes proxy and roots from the configuration alone.

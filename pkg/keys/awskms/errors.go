@@ -45,6 +45,10 @@ var codes = map[string]meaning{
 	"IncompleteSignature":         {keys.ClassCredential, false, ""},
 	"MissingAuthenticationToken":  {keys.ClassCredential, false, ""},
 
+	// STS has other names for some (its CommonErrors.html).
+	"ExpiredToken":          {keys.ClassCredential, false, "the credential expired and was not renewed: look at the instance role or Roles Anywhere helper"},
+	"SignatureDoesNotMatch": {keys.ClassCredential, false, "the secret key does not belong to the access key"},
+
 	"InvalidCiphertextException": {keys.ClassData, false, "the blob is damaged or was wrapped under another encryption context"},
 	"IncorrectKeyException":      {keys.ClassData, false, "the blob was wrapped by another key"},
 

@@ -32,6 +32,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	admin := f.String("admin", "127.0.0.1:0", "loopback host:port of the knobs")
 	region := f.String("region", "eu-west-1", "region of the key")
 	multi := f.Bool("multi-region", false, "make a multi-Region key, with a replica in us-east-1")
+	cluster := f.String("cluster", "", "allow only what kms-plugin needs for this clusterID (default: everything)")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -45,6 +46,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		o.Replicas = []string{"us-east-1"}
 	}
 	arn := s.CreateKey(*region, o)
+	if *cluster != "" {
+		s.SetPolicy(arn, fakekms.LeastPrivilege(*cluster))
+	}
 	ln, err := net.Listen("tcp", *admin)
 	if err != nil {
 		return err
