@@ -44,7 +44,7 @@ func run(ctx context.Context, name string, args []string, stdout, stderr io.Writ
 		Args:        cobra.NoArgs,
 		RunE:        func(c *cobra.Command, _ []string) error { return c.Help() },
 	})
-	root.AddCommand(statusCommand(), coverageCommand(), inventoryCommand(), drillCommand(), canaryCommand(), rotateCommand(), retireCommand())
+	root.AddCommand(statusCommand(), coverageCommand(), inventoryCommand(), drillCommand(), canaryCommand(), rotateCommand(), retireCommand(), initCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
