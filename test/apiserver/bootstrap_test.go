@@ -25,8 +25,8 @@ resources:
   - identity: {}
 `
 
-// load has the API server's own code read a file, and gives its error.
-func load(t *testing.T, data []byte) (*encryptionconfig.EncryptionConfiguration, error) {
+// loadData has the API server's own code read a file, and gives its error.
+func loadData(t *testing.T, data []byte) (*encryptionconfig.EncryptionConfiguration, error) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(path, data, 0o600); err != nil {
@@ -57,7 +57,7 @@ func TestBootstrapEncryptionConfiguration(t *testing.T) {
 			seen++
 			t.Run(name+"/"+filepath.Base(f.Path), func(t *testing.T) {
 				t.Parallel()
-				c, err := load(t, f.Data)
+				c, err := loadData(t, f.Data)
 				if err != nil {
 					t.Fatalf("%v\n%s", err, f.Data)
 				}
@@ -87,7 +87,7 @@ func TestBootstrapResources(t *testing.T) {
 		{"secret", true, false}, {"deployments", true, false}, {"secrets.apps", true, false}, {"*.app", true, false},
 	} {
 		quoted := `["` + strings.ReplaceAll(tc.list, ",", `", "`) + `"]`
-		_, err := load(t, []byte(`apiVersion: apiserver.config.k8s.io/v1
+		_, err := loadData(t, []byte(`apiVersion: apiserver.config.k8s.io/v1
 kind: EncryptionConfiguration
 resources: [{resources: `+quoted+`, providers: [{kms: {apiVersion: v2, name: k, endpoint: "unix:///k.sock", timeout: 3s}}]}]`))
 		if (err == nil) != tc.apiserver {
