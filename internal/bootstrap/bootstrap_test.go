@@ -44,6 +44,9 @@ resources:
   - identity: {}
 `
 
+// k3s is in the form that k3s and RKE2 write.
+const k3s = `{"kind":"EncryptionConfiguration","apiVersion":"apiserver.config.k8s.io/v1","resources":[{"resources":["secrets"],"providers":[{"aescbc":{"keys":[{"name":"aescbckey","secret":"c2VjcmV0IGlzIHNlY3VyZQ=="}]}},{"identity":{}}]}]}`
+
 const clusterConfiguration = `apiVersion: kubeadm.k8s.io/v1beta4
 kind: InitConfiguration
 nodeRegistration: {name: cp1}
@@ -63,6 +66,7 @@ func cases() map[string]bootstrap.Params {
 		"existing":     {ClusterID: "prod-eu-1", KeyARN: arn, Existing: true, Resources: []string{"secrets", "configmaps", "widgets.example.com"}, Endpoint: "https://vpce-1.kms.eu-west-1.vpce.amazonaws.com", Image: "registry.example.com/kms-plugin:v1.2.3"},
 		"from-aescbc":  {ClusterID: "prod-eu-1", KeyARN: arn, NodeRole: role, From: []byte(aescbc), EncryptionPath: "/etc/kubernetes/enc/enc.yaml", KubeadmConfig: []byte(clusterConfiguration)},
 		"from-kms":     {ClusterID: "prod-eu-1", KeyARN: arn, NodeRole: role, From: []byte(otherPlugin), EncryptionPath: "/etc/kubernetes/kms/encryption.yaml", Layout: bootstrap.Generic, Run: bootstrap.Systemd},
+		"from-json":    {ClusterID: "prod-eu-1", KeyARN: arn, NodeRole: role, Layout: bootstrap.Generic, Run: bootstrap.Systemd, From: []byte(k3s), EncryptionPath: "/etc/kubernetes/encryption/config.yaml"},
 		"lab":          {ClusterID: "lab", LocalFile: true, KeyName: "lab"},
 		"lab-existing": {ClusterID: "1", LocalFile: true, KeyName: "null", Layout: bootstrap.Generic, Run: bootstrap.Systemd, Existing: true, ProviderName: "on"},
 	}
