@@ -3,17 +3,21 @@ GO ?= go
 export GOTOOLCHAIN = local
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: build test lint e2e demo bench gates fuzz fakekms clean
+.PHONY: build image test lint e2e demo bench gates fuzz fakekms clean
 
 build: ## both programs, static, in bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/...
 
+image: ## for amd64 and arm64 in bin/kms-plugin-image.tar, reproducible, without a container engine; prints the digest
+	cd build/image && $(GO) run . -source ../.. -out ../../bin $(IMAGE_FLAGS)
+
 test: ## everything that needs only Go, also the API server's real client code
 	$(GO) test -race -shuffle=on ./...
 	cd test/apiserver && $(GO) test -race -shuffle=on ./...
+	cd build/image && $(GO) test ./...
 
 e2e: ## real etcd and kube-apiserver; the first time they are built, which takes minutes
-	$(GO) test -tags e2e -count=1 -timeout 40m -v ./test/e2e/...
+	$(GO) test -tags e2e -count=1 -timeout 60m -v ./test/e2e/...
 
 demo: ## the main job, from nothing: real etcd, kube-apiserver and plugin
 	@$(GO) run ./test/demo
@@ -31,6 +35,7 @@ lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	$(GO) vet ./... && $(GO) vet -tags e2e ./test/e2e/...
 	cd test/apiserver && $(GO) vet ./...
+	cd build/image && $(GO) vet ./... && $(GO) run $(STATICCHECK) ./...
 	$(GO) run $(STATICCHECK) -tags e2e ./...
 
 fuzz: ## ten minutes for each parser
@@ -40,6 +45,8 @@ fuzz: ## ten minutes for each parser
 	$(GO) test -run '^$$' -fuzz FuzzClassify -fuzztime 10m ./internal/stored
 	$(GO) test -run '^$$' -fuzz FuzzParse -fuzztime 10m ./internal/encryptionconfig
 	$(GO) test -run '^$$' -fuzz FuzzManifest -fuzztime 10m ./internal/preflight/cluster
+	$(GO) test -run '^$$' -fuzz FuzzFiles -fuzztime 10m ./internal/bootstrap
+	$(GO) test -run '^$$' -fuzz FuzzInput -fuzztime 10m ./internal/bootstrap
 	$(GO) test -run '^$$' -fuzz FuzzDecode -fuzztime 10m ./internal/etcdstore/snapshot
 	$(GO) test -run '^$$' -fuzz FuzzVerify -fuzztime 10m ./internal/audit/evidence
 	$(GO) test -run '^$$' -fuzz FuzzAnchors -fuzztime 10m ./internal/audit/evidence

@@ -84,8 +84,16 @@ func Print(w io.Writer, prog string, err error) {
 	}
 }
 
+// stamp is the version of a reproducible build, set by the linker (build/image) and
+// by nothing else: what Go records of the version control depends on the tags that a
+// checkout happens to have.
+var stamp string
+
 // Version is the version the build recorded, with the revision of the source.
 func Version() string {
+	if stamp != "" {
+		return stamp
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
