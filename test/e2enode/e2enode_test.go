@@ -60,6 +60,8 @@ func outside(ctx context.Context) (int, error) {
 const (
 	pluginRepository = node.Repository + "/kms-plugin:"
 	goodTag          = "1"
+	nextTag          = "2" // the same program
+	badTag           = "bad"
 )
 
 func archive(name string) string { return filepath.Join(node.Dir(), name+".tar") }
@@ -88,6 +90,8 @@ func prepare(ctx context.Context, dir string, bin controlplane.Bin) error {
 	for name, images := range map[string][]node.Image{
 		"kubernetes": node.KubernetesImages(bin, pause),
 		"plugin":     {{Ref: pluginRepository + goodTag, Programs: []string{plugin}}},
+		// etcdctl does not know kms-plugin's arguments: it starts and ends.
+		"upgrades": {{Ref: pluginRepository + nextTag, Programs: []string{plugin, pause}}, {Ref: pluginRepository + badTag, Programs: []string{bin.Etcdctl}}},
 	} {
 		if err := node.WriteImages(filepath.Join(dir, name+".tar"), images...); err != nil {
 			return err

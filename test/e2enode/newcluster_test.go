@@ -24,7 +24,18 @@ func TestKubeadm(t *testing.T) {
 	with := c.init(t, withEncryption())
 	t.Logf("kubeadm init to ready: %.1f s with kms-plugin, %.1f s without, ratio %.2f", with.Seconds(), without.Seconds(), with.Seconds()/without.Seconds())
 	create(t, c.api, "first")
-	t.Run("life", c.live)
+	t.Run("life", func(t *testing.T) {
+		t.Parallel()
+		c.live(t)
+	})
+	t.Run("plain text", func(t *testing.T) {
+		t.Parallel()
+		plain.switchOn(t)
+	})
+	t.Run("aescbc", func(t *testing.T) {
+		t.Parallel()
+		aescbcCluster(t).fromAESCBC(t)
+	})
 }
 
 // live is what an encrypted cluster goes through.
@@ -38,6 +49,7 @@ func (c *cluster) live(t *testing.T) {
 		{"reboot without the cloud", c.rebootWithoutCloud},
 		{"reboot without the image", c.rebootWithoutImage},
 		{"join", c.join},
+		{"upgrade", c.upgrade},
 	} {
 		if !t.Run(step.name, step.run) {
 			return // the cluster is not what the next step expects
