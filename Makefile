@@ -3,7 +3,7 @@ GO ?= go
 export GOTOOLCHAIN = local
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: build image test lint e2e demo bench gates fuzz fakekms clean
+.PHONY: build image test lint e2e e2e-node demo bench gates fuzz fakekms clean
 
 build: ## both programs, static, in bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/...
@@ -19,6 +19,9 @@ test: ## everything that needs only Go, also the API server's real client code
 e2e: ## real etcd and kube-apiserver; the first time they are built, which takes minutes
 	$(GO) test -tags e2e -count=1 -timeout 60m -v ./test/e2e/...
 
+e2e-node: ## real kubeadm nodes in namespaces; needs root, and installs containerd and others with apt
+	$(GO) test -tags e2enode -count=1 -timeout 60m -parallel 4 -v ./test/e2enode/...
+
 demo: ## the main job, from nothing: real etcd, kube-apiserver and plugin
 	@$(GO) run ./test/demo
 
@@ -33,10 +36,10 @@ fakekms: ## an AWS KMS to play with; prints what to put into the configuration
 
 lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
-	$(GO) vet ./... && $(GO) vet -tags e2e ./test/e2e/...
+	$(GO) vet ./... && $(GO) vet -tags e2e,e2enode ./test/e2e/... ./test/e2enode/...
 	cd test/apiserver && $(GO) vet ./...
 	cd build/image && $(GO) vet ./... && $(GO) run $(STATICCHECK) ./...
-	$(GO) run $(STATICCHECK) -tags e2e ./...
+	$(GO) run $(STATICCHECK) -tags e2e,e2enode ./...
 
 fuzz: ## ten minutes for each parser
 	$(GO) test -run '^$$' -fuzz FuzzParse -fuzztime 10m ./internal/envelope

@@ -24,18 +24,32 @@ type Bin struct {
 	Etcd, Etcdctl, Etcdutl                string
 	APIServer, ControllerManager, Kubectl string
 	Plugin, Kmsctl                        string // of this tree
+	Kubelet, Kubeadm, Scheduler           string // only from BuildNode
 }
 
-// version is what the binaries say of themselves; unstamped ones say v0.0.0.
-const version = "v1.37.2"
+// Versions of what is built. The first is what Kubernetes' programs say of
+// themselves; unstamped ones say v0.0.0.
+const (
+	Version     = "v1.37.2"
+	EtcdVersion = "v3.7.3"
+)
 
-var programs = []struct{ name, pkg string }{
+type program struct{ name, pkg string }
+
+var programs = []program{
 	{"etcd", "go.etcd.io/etcd/server/v3"},
 	{"etcdctl", "go.etcd.io/etcd/etcdctl/v3"},
 	{"etcdutl", "go.etcd.io/etcd/etcdutl/v3"},
 	{"kubectl", "k8s.io/kubernetes/cmd/kubectl"},
 	{"kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"},
 	{"kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"},
+}
+
+// nodePrograms are what a node has beside them.
+var nodePrograms = []program{
+	{"kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"},
+	{"kubelet", "k8s.io/kubernetes/cmd/kubelet"},
+	{"kubeadm", "k8s.io/kubernetes/cmd/kubeadm"},
 }
 
 // Root is the directory of the repository.
@@ -47,16 +61,38 @@ func Root() string {
 // Build makes the programs, or takes those it made before from the user's cache
 // directory. A first build takes minutes and tells of its progress.
 func Build(ctx context.Context, progress io.Writer) (Bin, error) {
-	dir, err := cacheDir()
+	in, err := build(ctx, progress, programs)
 	if err != nil {
 		return Bin{}, err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	return Bin{Etcd: in("etcd"), Etcdctl: in("etcdctl"), Etcdutl: in("etcdutl"),
+		APIServer: in("kube-apiserver"), ControllerManager: in("kube-controller-manager"), Kubectl: in("kubectl")}, nil
+}
+
+// BuildNode makes also those of a kubeadm node.
+func BuildNode(ctx context.Context, progress io.Writer) (Bin, error) {
+	b, err := Build(ctx, progress)
+	if err != nil {
 		return Bin{}, err
 	}
-	in := func(name string) string { return filepath.Join(dir, name) }
-	b := Bin{Etcd: in("etcd"), Etcdctl: in("etcdctl"), Etcdutl: in("etcdutl"),
-		APIServer: in("kube-apiserver"), ControllerManager: in("kube-controller-manager"), Kubectl: in("kubectl")}
+	in, err := build(ctx, progress, nodePrograms)
+	if err != nil {
+		return Bin{}, err
+	}
+	b.Scheduler, b.Kubelet, b.Kubeadm = in("kube-scheduler"), in("kubelet"), in("kubeadm")
+	return b, nil
+}
+
+// build makes what is missing, and returns where each program is.
+func build(ctx context.Context, progress io.Writer, programs []program) (in func(name string) string, err error) {
+	dir, err := cacheDir()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	in = func(name string) string { return filepath.Join(dir, name) }
 	for i, p := range programs {
 		if _, err := os.Stat(in(p.name)); err == nil {
 			continue
@@ -64,13 +100,13 @@ func Build(ctx context.Context, progress io.Writer) (Bin, error) {
 		what := fmt.Sprintf("[%d/%d] building %s %s (once; minutes on a cold cache)", i+1, len(programs), p.name, versionOf(p.name))
 		half := in(p.name + ".part") // a build that was killed leaves no program
 		if err := goBuild(ctx, progress, what, filepath.Join(Root(), "test/tools/controlplane"), half, p.pkg, stampFlags()); err != nil {
-			return Bin{}, err
+			return nil, err
 		}
 		if err := os.Rename(half, in(p.name)); err != nil {
-			return Bin{}, err
+			return nil, err
 		}
 	}
-	return b, nil
+	return in, nil
 }
 
 // BuildPlugin builds the daemon of this tree.
@@ -99,19 +135,24 @@ func BuildKmsctl(ctx context.Context, progress io.Writer, dir string) (string, e
 
 func buildOurs(ctx context.Context, progress io.Writer, dir, name string) (string, error) {
 	out := filepath.Join(dir, name)
-	return out, goBuild(ctx, progress, "building "+name, Root(), out, "./cmd/"+name, "-s -w")
+	return out, BuildProgram(ctx, progress, out, "./cmd/"+name)
+}
+
+// BuildProgram builds another program of this tree, static.
+func BuildProgram(ctx context.Context, progress io.Writer, out, pkg string) error {
+	return goBuild(ctx, progress, "building "+filepath.Base(out), Root(), out, pkg, "-s -w")
 }
 
 func versionOf(name string) string {
 	if strings.HasPrefix(name, "etcd") {
-		return "v3.7.3"
+		return EtcdVersion
 	}
-	return version
+	return Version
 }
 
 func stampFlags() string {
 	const p = "-X k8s.io/component-base/version."
-	return strings.Join([]string{"-s -w", p + "gitVersion=" + version, p + "gitMajor=1", p + "gitMinor=37", p + "gitTreeState=clean"}, " ")
+	return strings.Join([]string{"-s -w", p + "gitVersion=" + Version, p + "gitMajor=1", p + "gitMinor=37", p + "gitTreeState=clean"}, " ")
 }
 
 // cacheDir depends on all that goes into the binaries.

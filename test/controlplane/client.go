@@ -16,9 +16,13 @@ import (
 // Client is a small REST client of one API server, as the admin. A Get without
 // resourceVersion is read from etcd, not from the watch cache.
 type Client struct {
-	URL  string
-	http *http.Client
+	URL    string
+	http   *http.Client
+	bearer string
 }
+
+// NewClient is a client whose transport proves who it is.
+func NewClient(url string, h *http.Client) Client { return Client{URL: url, http: h} }
 
 // trust takes the certificate that the server made for itself.
 func (c *Client) trust(path string) error {
@@ -33,8 +37,14 @@ func (c *Client) trust(path string) error {
 	if !pool.AppendCertsFromPEM(crt) {
 		return fmt.Errorf("no certificate in %s yet", path)
 	}
+	c.bearer = "Bearer " + token
 	c.http = &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
 	return nil
+}
+
+// Do sends a request of any kind, with JSON.
+func (c *Client) Do(ctx context.Context, method, path, json string) ([]byte, error) {
+	return c.do(ctx, method, path, []byte(json))
 }
 
 func (c *Client) do(ctx context.Context, method, path string, in []byte) ([]byte, error) {
@@ -42,7 +52,9 @@ func (c *Client) do(ctx context.Context, method, path string, in []byte) ([]byte
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Authorization", "Bearer "+token)
+	if c.bearer != "" {
+		req.Header.Set("Authorization", c.bearer)
+	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := c.http.Do(req)
 	if err != nil {

@@ -28,6 +28,9 @@ type Config struct {
 	Addr    string // host:port, "" takes a free port of 127.0.0.1
 	TLS     bool
 	Account string // default 111122223333
+	// CredentialsAddr is host:port of the credentials endpoint, "" takes a free port
+	// of 127.0.0.1. Beside loopback the SDK accepts 169.254.170.2 and .23 for it.
+	CredentialsAddr string
 }
 
 // Server is a running fake. One listener serves all regions: the region of a
@@ -58,6 +61,9 @@ func Start(c Config) (*Server, error) {
 	if c.Addr == "" {
 		c.Addr = "127.0.0.1:0"
 	}
+	if c.CredentialsAddr == "" {
+		c.CredentialsAddr = "127.0.0.1:0"
+	}
 	if c.Account == "" {
 		c.Account = "111122223333"
 	}
@@ -65,13 +71,18 @@ func Start(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	credentials, err := net.Listen("tcp", c.CredentialsAddr)
+	if err != nil {
+		return nil, errors.Join(err, ln.Close())
+	}
 	s := &Server{account: c.Account, gate: &gate{Listener: ln, conns: map[net.Conn]bool{}},
 		keys: map[string]*key{}, aliases: map[string]string{}, principals: map[string]*principal{}, regions: map[string]*Region{}}
 	s.counts.reset()
 	s.AddPrincipal("default")
 	s.http = &httptest.Server{Listener: s.gate, Config: &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}}
 	s.gate.onAccept = s.countConnection
-	s.plain = httptest.NewServer(s)
+	s.plain = &httptest.Server{Listener: credentials, Config: &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}}
+	s.plain.Start()
 	s.http.Config.ErrorLog = log.New(io.Discard, "", 0)
 	if c.TLS {
 		s.http.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
