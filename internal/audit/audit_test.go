@@ -235,3 +235,16 @@ func TestDocumentation(t *testing.T) {
 		t.Errorf("docs/audit.md lists %q, the record has %q", listed, fields)
 	}
 }
+
+// Without a path there is no log, and its end is no loss.
+func TestNoLog(t *testing.T) {
+	l := open(t, audit.Config{OnError: func(err error) { t.Errorf("told of %v", err) }})
+	if err := l.Record(audit.Record{Op: "encrypt"}); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.Run(ctx); err != nil || l.Failures() != 0 {
+		t.Errorf("Run = %v, %d failures", err, l.Failures())
+	}
+}

@@ -7,8 +7,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strings"
 )
 
 // ClockVariable names the file that a plugin of BuildSteppedPlugin reads: by how many
@@ -41,7 +42,11 @@ func init() {
 // stepped: the standard library's time.Now is overlaid (go help build, -overlay). The
 // monotonic clock stays as it is, as when a real clock is set.
 func BuildSteppedPlugin(ctx context.Context, progress io.Writer, dir string) (string, error) {
-	original := filepath.Join(runtime.GOROOT(), "src/time/time.go")
+	root, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
+	if err != nil {
+		return "", err
+	}
+	original := filepath.Join(strings.TrimSpace(string(root)), "src/time/time.go")
 	source, err := os.ReadFile(original)
 	if err != nil {
 		return "", err

@@ -126,7 +126,7 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		"alias for an ARN":     {wrong: func(n *node) { n.configure("alias/prod", "") }, check: "config", level: preflight.Problem, text: "is an alias", remedy: "aws kms describe-key", onlyThis: true},
 		"wrong key ARN":        {wrong: func(n *node) { n.configure(n.arn[:len(n.arn)-4]+"0000", "") }, check: "kms-roundtrip", level: preflight.Problem, text: "NotFoundException", remedy: "compare keyARN"},
 		"key of other account": {wrong: func(n *node) { n.configure(strings.Replace(n.arn, "111122223333", "999988887777", 1), "") }, check: "kms-roundtrip", level: preflight.Problem, text: "NotFoundException", remedy: "compare keyARN"},
-		"expired credential":   {wrong: func(n *node) { n.cloud.SetCredentials("default", -time.Hour, false) }, check: "credential", level: preflight.Problem, text: "expired at ", remedy: "instance role", onlyThis: true},
+		"expired credential":   {wrong: func(n *node) { n.cloud.SetCredentials("default", -time.Hour, false) }, check: "credential", level: preflight.Problem, text: "has ended already", remedy: "instance role", onlyThis: true},
 		"soon to expire":       {wrong: func(n *node) { n.cloud.SetCredentials("default", 4*time.Minute, false) }, check: "credential", level: preflight.Warning, text: "expires in ", remedy: "renews"},
 		"role withdrawn":       {wrong: func(n *node) { n.cloud.SetCredentials("default", 0, true) }, check: "credential", level: preflight.Problem, text: "NoCredentials", remedy: "source of the credential", onlyThis: true},
 		"token refused": {wrong: func(n *node) { n.cloud.SetFault(fakekms.Fault{Op: "Encrypt", Kind: fakekms.ExpiredToken}) },
