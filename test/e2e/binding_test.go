@@ -64,8 +64,11 @@ func TestSwappedBetweenClusters(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	a.restart(apiA) // neither a cached seed nor a watch cache helps
-	b.restart(apiB)
+	for _, api := range []*controlplane.APIServer{apiA, apiB} { // neither a cached seed nor a watch cache helps
+		if err := errors.Join(api.Stop(), api.RestartUnready(t.Context())); err != nil { // its Secrets never list
+			t.Fatal(err)
+		}
+	}
 	a.refuses(apiA, "swapped")
 	b.refuses(apiB, "swapped")
 	a.read(apiA, "left")
