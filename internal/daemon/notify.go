@@ -10,7 +10,7 @@ import (
 )
 
 // notifier tells systemd how we are. READY is sent when the socket accepts, and
-// waits for no KMS: docs/design/0002-systemd.md says why.
+// waits for no KMS: docs/design/0003-systemd.md says why.
 type notifier struct {
 	to  *systemd.Notifier
 	log *slog.Logger

@@ -110,7 +110,7 @@ func (f *Facts) aim(s Scope) error {
 	}
 	f.Target, f.KEK = last.Name, last.Target()
 	for _, k := range s.Config.Keys {
-		if k.Name != f.Target {
+		if k.Name != f.Target && !slices.Contains(last.AlsoWrapWith, k.Name) { // a co-recipient stays
 			f.Old = append(f.Old, OldKey{Name: k.Name, Role: string(k.Role), KEK: k.Target()})
 		}
 	}

@@ -174,7 +174,14 @@ keys: [{name: next, role: write, activateAt: 2026-01-01T00:00:00Z, awskms: {keyA
 	if len(w.patched) > 0 || len(w.svm) > 0 || len(w.etcd) != 4 {
 		t.Error("it changed something")
 	}
-	s.Target = "gone"
+	also := *c
+	also.Keys = slices.Clone(c.Keys)
+	also.Keys[0].AlsoWrapWith = []string{"prod"}
+	s.Config = &also
+	if f, err := Observe(t.Context(), s); err != nil || len(f.Old) != 0 {
+		t.Errorf("a co-recipient shall go: %+v, %v", f, err)
+	}
+	s.Config, s.Target = c, "gone"
 	if _, err := Observe(t.Context(), s); err == nil || !strings.Contains(err.Error(), `no key "gone" in the plugins' configuration`) {
 		t.Errorf("%v", err)
 	}
