@@ -81,6 +81,7 @@ func Ask(ctx context.Context, socket, address string) (Report, error) {
 		return r, cli.WithHint(err, "compare --metrics with listenAddress of the configuration")
 	}
 	r.Plugin = p
+	r.Healthy = r.Healthy && p.Ready // Status may be ok by what it remembers while nothing can be sealed
 	return r, nil
 }
 

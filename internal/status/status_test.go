@@ -148,6 +148,14 @@ func TestHealthyPlugin(t *testing.T) {
 	}
 }
 
+// Status is ok by the key_id that is remembered, and nothing could be sealed.
+func TestNotReadyIsNotHealthy(t *testing.T) {
+	r, err := status.Ask(t.Context(), serve(t, healthy()), page(t, daemon(t, false)))
+	if err != nil || r.Healthy || r.Error != "" || r.Plugin.Ready {
+		t.Errorf("Ask = %+v, %v", r, err)
+	}
+}
+
 func TestWithoutMetrics(t *testing.T) {
 	r, err := status.Ask(t.Context(), serve(t, healthy()), "")
 	if err != nil || !r.Healthy || r.Plugin != nil {
