@@ -150,5 +150,5 @@ func givenFlags(c *cobra.Command) rotation.Flags {
 		return b.String()
 	}
 	return rotation.Flags{Kube: text("kubeconfig", "context", "servers"), Etcd: text("endpoints", "cacert", "cert", "key", "prefix"),
-		Encryption: text("encryption-config"), Plugin: text("plugin-config"), Plugins: text("plugins")}
+		Encryption: text("encryption-config"), Plugin: text("plugin-config"), Plugins: text("plugins"), To: text("to"), Provider: text("provider")}
 }

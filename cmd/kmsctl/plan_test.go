@@ -1,10 +1,13 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 
+	"kms-plugin.io/internal/cli"
 	"kms-plugin.io/internal/fleet"
 	"kms-plugin.io/internal/rotation"
 )
@@ -43,5 +46,18 @@ func TestPlannedCommandsParse(t *testing.T) {
 		if err != nil || !cmd.HasParent() {
 			t.Errorf("%s: %v", m[1], err)
 		}
+	}
+}
+
+// The same KEK under another name must not be disabled: both would end.
+func TestRetireOfAKEKInUse(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(file, []byte(`{apiVersion: kms-plugin.io/v1, kind: KMSPluginConfiguration, clusterID: c, socket: {path: /run/k/kms.sock}, stateDir: /run/k,
+keys: [{name: next, role: write, awskms: {keyARN: "arn:aws:kms:eu-west-1:111122223333:key/mrk-1"}}, {name: prod, role: retired, awskms: {keyARN: "arn:aws:kms:us-east-1:111122223333:key/mrk-1", encryptionContext: {a: b}}}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, stderr, code := command("retire", "prod", "--plugin-config", file, "--no-snapshots")
+	if code != cli.ExitFailed || !strings.Contains(stderr, `key "prod" is the same KEK as "next": disabling it would end both`) || !strings.Contains(stderr, "hint: take key") {
+		t.Errorf("exit %d: %s", code, stderr)
 	}
 }

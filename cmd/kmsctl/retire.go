@@ -19,6 +19,7 @@ import (
 	"kms-plugin.io/internal/kube"
 	"kms-plugin.io/internal/retirement"
 	"kms-plugin.io/internal/status"
+	"kms-plugin.io/pkg/keys"
 )
 
 type retireFlags struct {
@@ -102,6 +103,11 @@ func (f *retireFlags) configure(key string) error {
 	f.o.Key = key
 	f.o.Coverage = coverage.Options{Prefix: f.prefix, Names: coverage.NewNames(parsed, time.Now())}
 	for _, k := range parsed.Keys {
+		for _, o := range parsed.Keys {
+			if k.Name == key && o.Name != key && o.Role != keys.RoleRetired && o.SameKEK(k) {
+				return cli.WithHint(fmt.Errorf("key %q is the same KEK as %q: disabling it would end both", key, o.Name), fmt.Sprintf("take key %q out of the configuration when it has opened nothing for 24 h, and disable nothing", key))
+			}
+		}
 		if k.Name == key {
 			f.o.Role, f.o.Target = string(k.Role), k.Target()
 			if k.AWSKMS != nil {

@@ -52,7 +52,7 @@ func Compare(old, now *Config) Problems {
 
 func (k *checker) dropped(was Key) {
 	for i, key := range k.c.Keys {
-		if key.sameKEK(was) {
+		if key.SameKEK(was) {
 			k.bad(fmt.Sprintf("keys[%d].name", i), fmt.Sprintf("keep the name %q", was.Name),
 				"key %q was renamed to %q: key_id changes and everything is encrypted again", was.Name, key.Name)
 			k.out[len(k.out)-1].Note = true
@@ -66,7 +66,7 @@ func (k *checker) dropped(was Key) {
 }
 
 func (k *checker) kept(path string, was, is Key) {
-	if !was.sameKEK(is) {
+	if !was.SameKEK(is) {
 		k.bad(path, "add the other KEK as a key with a name of its own", "key %q stood for %s and now for %s", is.Name, was.Target(), is.Target())
 		return
 	}

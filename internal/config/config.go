@@ -156,9 +156,10 @@ func (k Key) Target() string {
 	return ""
 }
 
-// sameKEK compares Targets. All replicas of a multi-Region key are one KEK, so its
-// region does not count.
-func (k Key) sameKEK(o Key) bool {
+// SameKEK says whether two keys are one KEK, under whatever name or context: what is
+// done to the one in its cloud is done to the other. All replicas of a multi-Region key
+// are one KEK, so its region does not count.
+func (k Key) SameKEK(o Key) bool {
 	return regionless(k.Target()) == regionless(o.Target())
 }
 

@@ -179,7 +179,7 @@ func (k *checker) recipients(path string, key Key) {
 		switch {
 		case other < 0:
 			k.bad(at, "add the key with role: read, or correct the name", "there is no key %q", name)
-		case name == key.Name, k.c.Keys[other].sameKEK(key):
+		case name == key.Name, k.c.Keys[other].SameKEK(key):
 			k.bad(at, "name another KEK; another region of this one belongs into awskms.replicas", "%q is this very KEK", name)
 		case slices.Index(key.AlsoWrapWith, name) != i:
 			k.bad(at, "keep one of the two", "%q is named twice", name)

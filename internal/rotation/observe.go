@@ -48,6 +48,8 @@ type Facts struct {
 	Revision   int64              `json:"revision"`
 	Broken     int64              `json:"broken"` // values that cannot be read
 	ConfigHash string             `json:"configHash"`
+
+	several bool // something is under another key_id of the target: its name does not tell enough
 }
 
 // OldKey is one of the ring beside the target.
@@ -55,7 +57,8 @@ type OldKey struct {
 	Name    string `json:"name"`
 	Role    string `json:"role"`
 	KEK     string `json:"kek"`
-	Objects int64  `json:"objects"` // still under it, or claiming to be
+	Same    string `json:"sameKEKAs,omitempty"` // another key of the ring that is the same KEK: it must never be disabled
+	Objects int64  `json:"objects"`             // still under it, or claiming to be
 }
 
 // Observe looks at everything and changes nothing.
@@ -111,15 +114,38 @@ func (f *Facts) aim(s Scope) error {
 	f.Target, f.KEK = last.Name, last.Target()
 	for _, k := range s.Config.Keys {
 		if k.Name != f.Target && !slices.Contains(last.AlsoWrapWith, k.Name) { // a co-recipient stays
-			f.Old = append(f.Old, OldKey{Name: k.Name, Role: string(k.Role), KEK: k.Target()})
+			f.Old = append(f.Old, OldKey{Name: k.Name, Role: string(k.Role), KEK: k.Target(), Same: sameKEK(s.Config, k)})
 		}
 	}
-	for _, p := range f.Fleet.Plugins {
-		if f.KeyIDHash == "" && p.Plugin != nil && active(p) == f.Target {
-			f.KeyIDHash = p.KeyIDHash
-		}
+	if f.KeyIDHash == "" {
+		f.KeyIDHash = agreed(f.Fleet.Plugins, f.Target)
 	}
 	return nil
+}
+
+// agreed is the key_id that all plugins report which write under the target; "" if
+// none does, or they report different ones.
+func agreed(plugins []fleet.Plugin, target string) (hash string) {
+	for _, p := range plugins {
+		if p.Plugin == nil || active(p) != target {
+			continue
+		}
+		if hash != "" && hash != p.KeyIDHash {
+			return ""
+		}
+		hash = p.KeyIDHash
+	}
+	return hash
+}
+
+// sameKEK names another key, not retired, that is the same KEK.
+func sameKEK(c *config.Config, k config.Key) string {
+	for _, o := range c.Keys {
+		if o.Name != k.Name && o.Role != keys.RoleRetired && o.SameKEK(k) {
+			return o.Name
+		}
+	}
+	return ""
 }
 
 // active is the name of the key whose key_id a plugin reports.
@@ -143,6 +169,7 @@ func (f *Facts) weigh(r *coverage.Report) {
 			continue
 		}
 		used = used || label == f.Target
+		f.several = f.several || label == f.Target && k.KeyIDHash != f.KeyIDHash
 		for i := range f.Old {
 			if f.Old[i].Name == label {
 				f.Old[i].Objects += k.Objects

@@ -40,19 +40,19 @@ type Plan struct {
 	APIVersion string `json:"apiVersion"`
 	*Facts
 	Steps    []Step `json:"steps"`
-	Complete bool   `json:"complete"` // everything is under the key; what follows is about old keys
+	Complete bool   `json:"complete"` // all write and everything is under the key; what follows is about old keys
 }
 
 // Flags are those of the command line that the printed commands repeat, each
 // with a space before it.
-type Flags struct{ Kube, Etcd, Encryption, Plugin, Plugins string }
+type Flags struct{ Kube, Etcd, Encryption, Plugin, Plugins, To, Provider string }
 
 func (f Flags) plan() string {
-	return "kmsctl rotate plan" + f.Kube + f.Etcd + f.Encryption + f.Plugin + f.Plugins
+	return "kmsctl rotate plan" + f.Kube + f.Etcd + f.Encryption + f.Plugin + f.Plugins + f.To + f.Provider
 }
 func (f Flags) canary() string { return "kmsctl canary --etcd" + f.Kube + f.Etcd }
 func (f Flags) run(to string) string {
-	return "kmsctl rotate run --to " + to + f.Kube + f.Etcd + f.Encryption + f.Plugin
+	return "kmsctl rotate run --to " + to + f.Kube + f.Etcd + f.Encryption + f.Plugin + f.Provider
 }
 func (f Flags) coverage(key string) string {
 	return "kmsctl coverage --require all-on=" + key + f.Etcd + f.Encryption + f.Plugin
@@ -64,7 +64,7 @@ func (f Flags) inventory() string { return "kmsctl inventory DIR --keep 30d" + f
 
 // MakePlan orders the steps by the facts. It asks nobody.
 func MakePlan(f *Facts, flags Flags) *Plan {
-	p := &Plan{APIVersion: PlanVersion, Facts: f, Complete: len(f.Left) == 0 && f.KeyIDHash != ""}
+	p := &Plan{APIVersion: PlanVersion, Facts: f}
 	s := steps{f, flags}
 	if f.Material {
 		p.Steps = []Step{s.healthy(), s.before(), s.material(), s.converge(), s.rewrite(), s.cold(), s.after(), s.keepMaterial()}
@@ -73,30 +73,27 @@ func MakePlan(f *Facts, flags Flags) *Plan {
 		p.Steps = append(p.Steps, s.ends()...)
 	}
 	order(p.Steps)
+	p.Complete = true
+	for _, st := range []Step{s.healthy(), s.write(), s.converge(), s.rewrite()} {
+		p.Complete = p.Complete && len(st.Missing) == 0
+	}
 	return p
 }
 
 // order numbers the steps and says which is the next. One that cannot be looked at
-// was done if a later one is.
+// is never taken for done, and holds up no other.
 func order(all []Step) {
-	lastDone := -1
-	for i := range all {
-		if !all[i].byHand && len(all[i].Missing) == 0 {
-			lastDone = i
-		}
-	}
 	next := false
 	for i := range all {
 		s := &all[i]
 		s.Number = i + 1
-		open := len(s.Missing) > 0 || s.byHand && i > lastDone
 		switch {
-		case !open:
+		case !s.byHand && len(s.Missing) == 0:
 			s.State = Done
 		case next:
 			s.State = Later
 		case s.byHand:
-			s.State, next = ByHand, true
+			s.State = ByHand
 		default:
 			s.State, next = Next, true
 		}

@@ -41,7 +41,7 @@ func settled() *Facts {
 
 func next(p *Plan) string {
 	for _, s := range p.Steps {
-		if s.State == Next || s.State == ByHand {
+		if s.State == Next {
 			return s.Name + ": " + strings.Join(s.Missing, "; ")
 		}
 	}
@@ -55,25 +55,25 @@ func TestPlanNamesTheNextStep(t *testing.T) {
 		want   string
 		done   bool
 	}{
-		"all but the end of the old key": {func(*Facts) {}, `key "prod" is disabled, and watched`, true},
-		"an API server is away":          {func(f *Facts) { f.Fleet.Servers[1].Error = "connection refused" }, "healthy, and nobody is overlooked: API server apiserver-1: connection refused", true},
-		"an API server is not content":   {func(f *Facts) { f.Fleet.Servers[1].Health = "kms-provider-0: no\nmore" }, "apiserver-1 is not content with its plugin: kms-provider-0: no", true},
+		"all but the end of the old key": {func(*Facts) {}, "", true},
+		"an API server is away":          {func(f *Facts) { f.Fleet.Servers[1].Error = "connection refused" }, "healthy, and nobody is overlooked: API server apiserver-1: connection refused", false},
+		"an API server is not content":   {func(f *Facts) { f.Fleet.Servers[1].Health = "kms-provider-0: no\nmore" }, "apiserver-1 is not content with its plugin: kms-provider-0: no", false},
 		"an API server is overlooked": {func(f *Facts) {
 			f.Fleet.Servers = f.Fleet.Servers[:2]
-		}, `API server on host "apiserver-2" lives (lease apiserver-2) and was not asked`, true},
-		"a plugin is not given":      {func(f *Facts) { f.Fleet.Plugins = f.Fleet.Plugins[:2] }, "1 of 3 plugins are not given", true},
-		"a plugin is away":           {func(f *Facts) { f.Fleet.Plugins[2].Error = "no route" }, "plugin 10.0.0.2:8082: no route", true},
-		"a plugin is not ready":      {func(f *Facts) { f.Fleet.Plugins[2].Ready = false }, "plugin 10.0.0.2:8082: it is not ready", true},
-		"a configuration is refused": {func(f *Facts) { f.Fleet.Plugins[2].DiskDiffers = true }, "on disk is not the one in force", true},
-		"another configuration":      {func(f *Facts) { f.Fleet.Plugins[2].ConfigHash = "x" }, "it runs another configuration", true},
-		"broken values":              {func(f *Facts) { f.Broken = 2 }, "2 values in etcd cannot be read", true},
+		}, `API server on host "apiserver-2" lives (lease apiserver-2) and was not asked`, false},
+		"a plugin is not given":      {func(f *Facts) { f.Fleet.Plugins = f.Fleet.Plugins[:2] }, "1 of 3 plugins are not given", false},
+		"a plugin is away":           {func(f *Facts) { f.Fleet.Plugins[2].Error = "no route" }, "plugin 10.0.0.2:8082: no route", false},
+		"a plugin is not ready":      {func(f *Facts) { f.Fleet.Plugins[2].Ready = false }, "plugin 10.0.0.2:8082: it is not ready", false},
+		"a configuration is refused": {func(f *Facts) { f.Fleet.Plugins[2].DiskDiffers = true }, "on disk is not the one in force", false},
+		"another configuration":      {func(f *Facts) { f.Fleet.Plugins[2].ConfigHash = "x" }, "it runs another configuration", false},
+		"broken values":              {func(f *Facts) { f.Broken = 2 }, "2 values in etcd cannot be read", false},
 		"no backup before": {func(f *Facts) { f.Newest, f.Left = nil, []string{"secrets: 3 of 9"} },
 			"a backup from before, and a rehearsal of its restore: no snapshot was given", false},
-		"not readable everywhere": {func(f *Facts) { f.Fleet.Plugins[2].Keys = f.Fleet.Plugins[2].Keys[1:] }, `can read key "next", before any writes under it: plugin 10.0.0.2:8082: it does not have the key`, true},
-		"one does not write":      {func(f *Facts) { f.Fleet.Plugins[2].Keys[0].Active, f.Fleet.Plugins[2].Keys[1].Active = false, true }, `writes under key "next": plugin 10.0.0.2:8082: it writes under key "prod"`, true},
-		"another key_id":          {func(f *Facts) { f.Fleet.Plugins[2].KeyIDHash = "sha256:x" }, "it writes under another key_id of the key: sha256:x", true},
-		"one was not told":        {func(f *Facts) { f.Fleet.Servers[0].Seen.Hash = metrics.KeyIDHash(oldID) }, "API server apiserver-0 was last told key_id " + metrics.KeyIDHash(oldID), true},
-		"one never asked":         {func(f *Facts) { f.Fleet.Servers[0].Seen.Hash = "" }, `apiserver-0 has not asked a plugin of provider "ours"`, true},
+		"not readable everywhere": {func(f *Facts) { f.Fleet.Plugins[2].Keys = f.Fleet.Plugins[2].Keys[1:] }, `can read key "next", before any writes under it: plugin 10.0.0.2:8082: it does not have the key`, false},
+		"one does not write":      {func(f *Facts) { f.Fleet.Plugins[2].Keys[0].Active, f.Fleet.Plugins[2].Keys[1].Active = false, true }, `writes under key "next": plugin 10.0.0.2:8082: it writes under key "prod"`, false},
+		"another key_id":          {func(f *Facts) { f.Fleet.Plugins[2].KeyIDHash = "sha256:x" }, "it writes under another key_id of the key: sha256:x", false},
+		"one was not told":        {func(f *Facts) { f.Fleet.Servers[0].Seen.Hash = metrics.KeyIDHash(oldID) }, "API server apiserver-0 was last told key_id " + metrics.KeyIDHash(oldID), false},
+		"one never asked":         {func(f *Facts) { f.Fleet.Servers[0].Seen.Hash = "" }, `apiserver-0 has not asked a plugin of provider "ours"`, false},
 		"something is left":       {func(f *Facts) { f.Left = []string{"secrets: 3 of 9"} }, "written again, and proved in etcd: secrets: 3 of 9 are not under it", false},
 		"the newest backup is old": {func(f *Facts) {
 			f.Newest.Keys = append(f.Newest.Keys, coverage.Key{KeyID: oldID, KeyIDHash: metrics.KeyIDHash(oldID)})
@@ -83,11 +83,13 @@ func TestPlanNamesTheNextStep(t *testing.T) {
 			day := time.Date(2026, 12, 24, 0, 0, 0, 0, time.UTC)
 			f.Needed = []coverage.Needed{{Key: coverage.Key{KeyID: oldID}, LastFile: "before.db", LastTime: day.AddDate(0, 0, -30), MayGo: &day}}
 		}, `no backup that is kept needs key "prod": before.db of 2026-11-24 needs it, and may go on 2026-12-24`, true},
+		"different EncryptionConfigurations": {func(f *Facts) { f.Fleet.Servers[0].Config, f.Fleet.Servers[1].Config = "sha256:a", "sha256:b" }, "run different EncryptionConfigurations", false},
+		"a plugin is given twice":            {func(f *Facts) { f.Fleet.Plugins[2].Address = f.Fleet.Plugins[0].Address }, "10.0.0.0:8082 is given twice", false},
 	} {
 		f := settled()
 		tt.change(f)
 		p := MakePlan(f, Flags{})
-		if got := next(p); !strings.Contains(got, tt.want) || p.Complete != tt.done {
+		if got := next(p); !strings.Contains(got, tt.want) || (got == "") != (tt.want == "") || p.Complete != tt.done {
 			t.Errorf("%s: next is %q, complete %t, want %q, %t", name, got, p.Complete, tt.want, tt.done)
 		}
 	}
@@ -120,6 +122,40 @@ func TestPlanSaysWhatToDo(t *testing.T) {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}
+	}
+}
+
+// What nothing can show is never said to be done, with however many old keys; and what
+// is the same KEK under two names is never disabled.
+func TestPlanNeverClaimsTheEndOfAKey(t *testing.T) {
+	f := settled()
+	f.Old = append(f.Old, OldKey{Name: "older", Role: "retired", KEK: "awskms " + newARN, Same: "next"})
+	p := MakePlan(f, Flags{To: " --to=next", Provider: " --provider=ours"})
+	byHand := 0
+	for _, s := range p.Steps {
+		if s.byHand && s.State != ByHand {
+			t.Errorf("step %q is %s", s.Name, s.State)
+		}
+		if s.byHand {
+			byHand++
+		}
+	}
+	var b strings.Builder
+	if err := p.Print(&b); err != nil || byHand != 4 {
+		t.Errorf("%d steps by hand, %v", byHand, err)
+	}
+	if strings.Contains(b.String(), "disable-key --region eu-central-1") || strings.Contains(b.String(), "schedule-key-deletion --region eu-central-1") || !strings.Contains(b.String(), `it is the same KEK as "next"`) {
+		t.Errorf("the KEK in use would go:\n%s", b.String())
+	}
+	f.Left = []string{"secrets: 1 of 2"}
+	b.Reset()
+	if err := MakePlan(f, Flags{To: " --to=next", Provider: " --provider=ours"}).Print(&b); err != nil || !strings.Contains(b.String(), "kmsctl rotate run --to next --provider=ours") {
+		t.Errorf("%s", b.String())
+	}
+	f.several = true // its name does not tell the old key_id from the new
+	b.Reset()
+	if err := MakePlan(f, Flags{}).Print(&b); err != nil || !strings.Contains(b.String(), "kmsctl rotate run --to "+f.KeyIDHash) {
+		t.Errorf("%s", b.String())
 	}
 }
 
@@ -173,6 +209,13 @@ keys: [{name: next, role: write, activateAt: 2026-01-01T00:00:00Z, awskms: {keyA
 	}
 	if len(w.patched) > 0 || len(w.svm) > 0 || len(w.etcd) != 4 {
 		t.Error("it changed something")
+	}
+	same := *c
+	same.Keys = slices.Clone(c.Keys)
+	same.Keys[1].AWSKMS = same.Keys[0].AWSKMS
+	s.Config = &same
+	if f, err := Observe(t.Context(), s); err != nil || f.Old[0].Same != "next" {
+		t.Errorf("the same KEK under two names: %+v, %v", f, err)
 	}
 	also := *c
 	also.Keys = slices.Clone(c.Keys)

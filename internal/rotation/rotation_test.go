@@ -173,8 +173,10 @@ func TestStalledMigration(t *testing.T) {
 	o := w.options(t, rules)
 	var said strings.Builder
 	o.Via, o.Stall, o.Say = ViaAuto, 30*time.Millisecond, func(format string, args ...any) { fmt.Fprintf(&said, format+"\n", args...) }
-	s := &storageMigration{o: o, client: o.Servers[0].Dynamic.Resource(migrations), hash: metrics.KeyIDHash("new"), objs: []*underway{{name: "gone"}}}
-	if err := s.wait(t.Context(), newMigration(o, "new")); err != nil || !strings.Contains(said.String(), "gone has not moved for 30ms") {
+	s := &storageMigration{o: o, client: o.Servers[0].Dynamic.Resource(migrations), hash: metrics.KeyIDHash("new"), objs: []*underway{{name: "stuck"}}}
+	w.svm["stuck"] = map[string]any{"apiVersion": "storagemigration.k8s.io/v1", "kind": "StorageVersionMigration", "metadata": map[string]any{"name": "stuck"}}
+	w.manager = false
+	if err := s.wait(t.Context(), newMigration(o, "new")); err != nil || !strings.Contains(said.String(), "stuck has not moved for 30ms") {
 		t.Errorf("%v, %s", err, said.String())
 	}
 }

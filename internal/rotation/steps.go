@@ -16,6 +16,13 @@ type steps struct {
 
 // pluginsMiss asks something of every plugin; a plugin that nobody asked has not got it.
 func (s steps) pluginsMiss(lacks func(p fleet.Plugin) string) (out []string) {
+	seen := map[string]bool{}
+	for _, p := range s.Fleet.Plugins {
+		if seen[p.Address] {
+			out = append(out, fmt.Sprintf("plugin %s is given twice", p.Address))
+		}
+		seen[p.Address] = true
+	}
 	if n := len(s.Fleet.Servers) - len(s.Fleet.Plugins); n > 0 {
 		out = append(out, fmt.Sprintf("%d of %d plugins are not given: --plugins HOST:PORT,… (listenAddress of each)", n, len(s.Fleet.Servers)))
 	}
@@ -40,6 +47,13 @@ func (s steps) healthy() Step {
 		case x.Health != "ok":
 			st.Missing = append(st.Missing, fmt.Sprintf("API server %s is not content with its plugin: %s", x.Name, oneLine(x.Health)))
 		}
+	}
+	configs := map[string]bool{}
+	for _, x := range s.Fleet.Servers {
+		configs[x.Config] = true
+	}
+	if delete(configs, ""); len(configs) > 1 {
+		st.Missing = append(st.Missing, "the API servers run different EncryptionConfigurations, by last_config_info of their metrics")
 	}
 	strangers, unknown := s.Fleet.Unaccounted()
 	for _, id := range strangers {
@@ -150,7 +164,9 @@ func (s steps) converge() Step {
 	}
 	for _, x := range s.Fleet.Servers {
 		switch {
-		case s.KeyIDHash == "" || x.Error != "" && x.Seen.Hash == "":
+		case s.KeyIDHash == "":
+		case x.Error != "":
+			st.Missing = append(st.Missing, fmt.Sprintf("API server %s: %s", x.Name, x.Error))
 		case x.Seen.Hash == "":
 			st.Missing = append(st.Missing, fmt.Sprintf("API server %s has not asked a plugin of provider %q since its start", x.Name, s.Provider))
 		case x.Seen.Hash != s.KeyIDHash:
@@ -166,7 +182,7 @@ func (s steps) converge() Step {
 // plugin has it.
 func (s steps) to() string {
 	switch {
-	case s.Material && len(s.Left) > 0 && s.KeyIDHash != "":
+	case (s.Material && len(s.Left) > 0 || s.several) && s.KeyIDHash != "":
 		return s.KeyIDHash
 	case s.Material:
 		return "KEY_ID"
@@ -227,6 +243,10 @@ func (s steps) keepMaterial() Step {
 // ends are the steps for each old key of the ring.
 func (s steps) ends() (out []Step) {
 	for _, o := range s.Old {
+		if o.Same != "" {
+			out = append(out, s.retired(o), s.retention(o), s.drop(o))
+			continue
+		}
 		out = append(out, s.retired(o), s.retention(o), s.disable(o), s.remove(o))
 	}
 	return out
@@ -265,6 +285,12 @@ func (s steps) retention(o OldKey) Step {
 		st.Missing = append(st.Missing, text)
 	}
 	return st
+}
+
+// drop ends an entry whose KEK goes on under another name.
+func (s steps) drop(o OldKey) Step {
+	return Step{Name: fmt.Sprintf("key %q leaves the configuration, and nothing is disabled: it is the same KEK as %q", o.Name, o.Same), byHand: true,
+		Do: []string{fmt.Sprintf("take key %q out of the configuration on every node", o.Name)}, Check: s.flags.plan(), Undo: "put it back"}
 }
 
 func (s steps) disable(o OldKey) Step {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -169,13 +170,15 @@ func (s *storageMigration) wait(ctx context.Context, m *migration) error {
 		if err := pause(ctx, s.o.Poll); err != nil {
 			return err
 		}
-		written := s.written(ctx)
+		written := max(last, s.written(ctx)) // an API server that was not reached counts as before
 		if base < 0 {
 			base = written
 		}
-		if s.look(ctx, m) || written != last {
-			moved, last = time.Now(), written
+		// Everybody's writes are in it, so beyond the total it is no sign of life.
+		if s.look(ctx, m) || written != last && written-base <= total {
+			moved = time.Now()
 		}
+		last = written
 		if s.o.Progress != nil {
 			s.o.Progress(min(written-base, total), total)
 		}
@@ -195,7 +198,7 @@ func (s *storageMigration) look(ctx context.Context, m *migration) (changed bool
 	s.objs = slices.DeleteFunc(s.objs, func(u *underway) bool {
 		x, err := s.client.Get(ctx, u.name, metav1.GetOptions{})
 		if err != nil {
-			return false // it may come back; if it does not, nothing moves
+			return apierrors.IsNotFound(err) // somebody deleted it; else it may come back
 		}
 		state, message := conditionOf(x)
 		if rv, _, _ := unstructured.NestedString(x.Object, "status", "resourceVersion"); rv != "" && !u.woken {

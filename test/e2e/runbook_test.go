@@ -152,10 +152,11 @@ func (r *runbook) answer(c call) answer {
 	var err error
 	switch {
 	case c.Tool == "scp" && len(c.Args) == 2:
-		node, _, _ := strings.Cut(c.Args[1], ":")
-		err = exec.Command("cp", c.Args[0], filepath.Join(r.home(node), "config.yaml.new")).Run()
-		if err == nil { // a copy is not atomic, and a half one would be refused
-			err = os.Rename(filepath.Join(r.home(node), "config.yaml.new"), filepath.Join(r.home(node), "config.yaml"))
+		node, path, _ := strings.Cut(c.Args[1], ":")
+		to := filepath.Join(r.home(node), filepath.Base(path))
+		err = exec.Command("cp", c.Args[0], to+".new").Run()
+		if err == nil { // a copy is not atomic, and half a configuration would be refused
+			err = os.Rename(to+".new", to)
 		}
 	case c.Tool == "aws" && len(c.Args) == 6 && c.Args[0] == "kms":
 		err = r.aws(c.Args[1], c.Args[5])
@@ -194,7 +195,7 @@ func (r *runbook) aws(op, arn string) error {
 func (r *runbook) onNode(node string, args []string) answer {
 	var out, log strings.Builder
 	for i := range args {
-		args[i] = strings.Replace(args[i], "/run/kms-plugin", r.home(node), 1)
+		args[i] = strings.NewReplacer("/run/kms-plugin", r.home(node), "/var/tmp", r.home(node)).Replace(args[i])
 	}
 	cmd := exec.Command(bin.Kmsctl, args...)
 	cmd.Stdout, cmd.Stderr = &out, &log
