@@ -3,7 +3,6 @@ package rotation
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -30,7 +29,7 @@ type migration struct {
 	o        Options
 	keyID    string
 	limit    *pace
-	versions map[string]string // of a group
+	versions map[stored.GroupResource]found
 	written  atomic.Int64
 	mu       sync.Mutex
 	failed   map[string]int64
@@ -43,7 +42,7 @@ const (
 )
 
 func newMigration(o Options, keyID string) *migration {
-	return &migration{o: o, keyID: keyID, limit: newPace(o.QPS), versions: map[string]string{}, failed: map[string]int64{}}
+	return &migration{o: o, keyID: keyID, limit: newPace(o.QPS), versions: map[stored.GroupResource]found{}, failed: map[string]int64{}}
 }
 
 // target is an object as the API has it.
@@ -156,7 +155,7 @@ func (m *migration) stale(k stored.Key, value []byte) bool {
 // locate finds the object's path in the API: the last segments of its key are
 // [namespace/]name.
 func (m *migration) locate(ctx context.Context, k stored.Key, key []byte) (target, error) {
-	version, err := m.version(ctx, k.Resource.Group)
+	version, err := m.version(ctx, k.Resource)
 	if err != nil {
 		return target{}, err
 	}
@@ -174,26 +173,6 @@ func (m *migration) locate(ctx context.Context, k stored.Key, key []byte) (targe
 		return t, fmt.Errorf("key %q is not of the form [namespace/]name", key)
 	}
 	return t, nil
-}
-
-// version is the one that the API server prefers for a group.
-func (m *migration) version(ctx context.Context, group string) (string, error) {
-	if group == "" {
-		return "v1", nil
-	}
-	if v := m.versions[group]; v != "" {
-		return v, nil
-	}
-	raw, err := m.o.Servers[0].REST.Get().AbsPath("/apis/" + group).Do(ctx).Raw()
-	if err != nil {
-		return "", fmt.Errorf("group %s: %w", group, err)
-	}
-	var g metav1.APIGroup
-	if err := json.Unmarshal(raw, &g); err != nil {
-		return "", fmt.Errorf("group %s: %w", group, err)
-	}
-	m.versions[group] = g.PreferredVersion.Version
-	return g.PreferredVersion.Version, nil
 }
 
 // rewrite patches one object, each time through the next API server. Only a
@@ -215,7 +194,9 @@ func (m *migration) rewrite(ctx context.Context, worker int, t target) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case apierrors.IsNotFound(err):
-			return nil // deleted meanwhile, or not served: the proof tells
+			// Deleted meanwhile, or not served: the proof tells, and this is a cause if it fails.
+			m.fail(fmt.Sprintf("%s: not found by the API", t.resource.GroupResource()))
+			return nil
 		case !again(err):
 			m.fail(fmt.Sprintf("%s %s/%s: %v", t.resource.GroupResource(), t.namespace, t.name, err))
 			return nil

@@ -241,7 +241,7 @@ func TestWriter(t *testing.T) {
 
 func TestLocate(t *testing.T) {
 	m := newMigration(Options{Prefix: "/registry", QPS: 1}, "k")
-	m.versions = map[string]string{"apps": "v1", "example.com": "v2"}
+	m.versions = map[stored.GroupResource]found{{Group: "apps", Resource: "deployments"}: {version: "v1"}, {Group: "example.com", Resource: "widgets"}: {version: "v2"}}
 	for key, want := range map[string]string{
 		"/registry/secrets/ns/a": "/v1/secrets ns a", "/registry/minions/n1": "/v1/nodes  n1", "/registry/services/specs/ns/s": "/v1/services ns s",
 		"/registry/deployments/ns/d": "apps/v1/deployments ns d", "/registry/example.com/widgets/ns/w": "example.com/v2/widgets ns w", "/registry/example.com/widgets/w": "example.com/v2/widgets  w",

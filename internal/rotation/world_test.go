@@ -93,7 +93,15 @@ func failure(code int, reason metav1.StatusReason) (int, any) {
 
 func (w *world) serve(i int, r *http.Request) (int, any) {
 	if r.URL.Path == "/apis/example.com" {
-		return http.StatusOK, metav1.APIGroup{TypeMeta: metav1.TypeMeta{Kind: "APIGroup", APIVersion: "v1"}, PreferredVersion: metav1.GroupVersionForDiscovery{GroupVersion: "example.com/v7", Version: "v7"}}
+		return http.StatusOK, metav1.APIGroup{TypeMeta: metav1.TypeMeta{Kind: "APIGroup", APIVersion: "v1"}, PreferredVersion: metav1.GroupVersionForDiscovery{GroupVersion: "example.com/v9", Version: "v9"},
+			Versions: []metav1.GroupVersionForDiscovery{{GroupVersion: "example.com/v9", Version: "v9"}, {GroupVersion: "example.com/v7", Version: "v7"}}}
+	}
+	if version, ok := strings.CutPrefix(r.URL.Path, "/apis/example.com/"); ok && !strings.Contains(version, "/") {
+		list := metav1.APIResourceList{TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, APIResources: []metav1.APIResource{{Name: "gadgets"}}}
+		if version == "v7" { // the preferred one does not serve widgets
+			list.APIResources = append(list.APIResources, metav1.APIResource{Name: "widgets"})
+		}
+		return http.StatusOK, list
 	}
 	if code, out := w.serveMigration(r); code != 0 {
 		return code, out
