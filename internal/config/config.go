@@ -37,7 +37,8 @@ type Config struct {
 	Rotation      Rotation      `yaml:"rotation"`
 	Health        Health        `yaml:"health"`
 	Reload        Reload        `yaml:"reload"`
-	LogLevel      string        `yaml:"logLevel"` // debug, info, warn, error; restart
+	Hardening     Hardening     `yaml:"hardening"` // restart
+	LogLevel      string        `yaml:"logLevel"`  // debug, info, warn, error; restart
 
 	root *yaml.Node
 }
@@ -106,6 +107,15 @@ type Reload struct {
 	Interval time.Duration `yaml:"interval"`
 }
 
+// Hardening loosens what the process denies itself (package harden).
+type Hardening struct {
+	Dump       string   `yaml:"dump"`       // enforce or off
+	Privileges string   `yaml:"privileges"` // enforce or off
+	Syscalls   string   `yaml:"syscalls"`   // enforce, log or off
+	Files      string   `yaml:"files"`      // enforce or off
+	Readable   []string `yaml:"readable"`   // further files or directories that open
+}
+
 // defaults are what a file need not say.
 func defaults() *Config {
 	return &Config{
@@ -117,8 +127,9 @@ func defaults() *Config {
 		Rotation:      Rotation{Observations: 3, SettleTime: 5 * time.Minute, ReadableFor: 10 * time.Minute},
 		Health: Health{MaxOutage: 24 * time.Hour, MaxOutageDecrypt: 72 * time.Hour, KeyState: time.Minute,
 			Authorization: 10 * time.Minute, Credential: 4 * time.Hour, WipeAfter: time.Hour},
-		Reload:   Reload{Interval: 10 * time.Second},
-		LogLevel: "info",
+		Reload:    Reload{Interval: 10 * time.Second},
+		Hardening: Hardening{Dump: "enforce", Privileges: "enforce", Syscalls: "enforce", Files: "enforce"},
+		LogLevel:  "info",
 	}
 }
 

@@ -106,6 +106,9 @@ func TestParseRefuses(t *testing.T) {
 		"short duration":       {good + "probe: {interval: 1ms}\n", 15, "out of range", "durations look like"},
 		"observations":         {good + "rotation: {observations: 0}\n", 15, "out of range", ""},
 		"maxOutageDecrypt":     {good + "health: {maxOutageDecrypt: 1h}\n", 15, "less than maxOutage", ""},
+		"hardening mode":       {good + "hardening: {files: log}\n", 15, "neither enforce nor off", "syscalls has log"},
+		"privileges alone":     {good + "hardening: {privileges: off}\n", 15, "not to be had alone", "loosen syscalls and files"},
+		"relative readable":    {good + "hardening: {readable: [etc]}\n", 15, "not a clean absolute path", ""},
 		"logLevel":             {good + "logLevel: loud\n", 15, "none of debug", ""},
 	} {
 		c, problems := config.Parse([]byte(tc.in))
@@ -147,6 +150,7 @@ func TestCompare(t *testing.T) {
 		"retired writes":      {retired, change(change(good, "role: write", "role: read"), "role: read\n  generation", "role: write\n  generation"), "used before", false},
 		"context":             {good, change(good, arn, arn+"\n    encryptionContext: {a: b}"), "could not be opened", false},
 		"writes at once":      {good, change(good+"- {name: next, role: write, activateAt: 2026-01-01T00:00:00Z, localfile: {path: /next}}\n", "x", "x"), "before every instance can read it", false},
+		"hardening":           {good, good + "hardening: {files: off}\n", "a reload does not change it", true},
 		"socket":              {good, change(good, "kms.sock", "k.sock"), "a reload does not change it", true},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -49,6 +49,7 @@ func validate(c *Config) Problems {
 	k.keys()
 	k.audit()
 	k.times()
+	k.hardening()
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":
 	default:
@@ -169,6 +170,22 @@ func (k *checker) audit() {
 		k.absolute("audit.path", a.Path)
 	} else if a.OnFailure == "refuse" {
 		k.bad("audit.path", "name the audit log", "onFailure: refuse needs a path")
+	}
+}
+
+func (k *checker) hardening() {
+	h := k.c.Hardening
+	for _, m := range []struct{ path, value string }{{"dump", h.Dump}, {"privileges", h.Privileges}, {"syscalls", h.Syscalls}, {"files", h.Files}} {
+		if m.value == "enforce" || m.value == "off" || m.path == "syscalls" && m.value == "log" {
+			continue
+		}
+		k.bad("hardening."+m.path, "only hardening.syscalls has log too", "%q is neither enforce nor off", m.value)
+	}
+	if h.Privileges == "off" && (h.Syscalls != "off" || h.Files != "off") {
+		k.bad("hardening.privileges", "loosen syscalls and files too, or leave it out", "off is not to be had alone: the kernel demands it for the other two")
+	}
+	for i, path := range h.Readable {
+		k.absolute(fmt.Sprintf("hardening.readable[%d]", i), path)
 	}
 }
 

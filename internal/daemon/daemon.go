@@ -20,6 +20,7 @@ import (
 	"kms-plugin.io/internal/cli"
 	"kms-plugin.io/internal/config"
 	"kms-plugin.io/internal/custody"
+	"kms-plugin.io/internal/harden"
 	"kms-plugin.io/internal/httpserver"
 	"kms-plugin.io/internal/metrics"
 	"kms-plugin.io/internal/unixsocket"
@@ -39,6 +40,9 @@ type Options struct {
 	Log    io.Writer
 	// Reload is read as "look at the configuration now" (SIGHUP).
 	Reload <-chan os.Signal
+	// Confine is called when every listener is bound; nil leaves the process as
+	// it is, as tests need that run the daemon within their own.
+	Confine func(harden.Policy) *harden.Result
 }
 
 // daemon is one running instance.
@@ -48,6 +52,7 @@ type daemon struct {
 	custody  *custody.Custodian
 	loaded   loaded
 	stateDir string
+	sandbox  *harden.Result // nil: not confined
 }
 
 // loaded is the configuration in force.
@@ -81,6 +86,7 @@ func Run(ctx context.Context, o Options) error {
 	server := plugin.NewServer(plugin.NewService(d.custody, d.observer), plugin.ServerConfig{
 		Credentials: d.peers(c), Observer: d.observer, Log: log,
 	})
+	d.confine(ctx, o.Confine)
 	log.Info("serving", "socket", c.Socket.Path, "clusterID", c.ClusterID, "version", cli.Version(), "http", address(web))
 	return d.serve(ctx, o, first.registry, server, sock, web)
 }

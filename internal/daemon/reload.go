@@ -17,6 +17,7 @@ func (d *daemon) watch(ctx context.Context, signals <-chan os.Signal) error {
 		<-ctx.Done()
 		return nil
 	}
+	told := map[string]bool{}
 	refused := "" // hash of a file that was refused already
 	for {
 		timer := time.NewTimer(d.loaded.config.Reload.Interval)
@@ -32,6 +33,7 @@ func (d *daemon) watch(ctx context.Context, signals <-chan os.Signal) error {
 			refused = ""
 		case <-timer.C:
 		}
+		d.moved(told)
 		refused = d.reload(ctx, refused)
 	}
 }
@@ -54,7 +56,10 @@ func (d *daemon) reload(ctx context.Context, refused string) string {
 	case refused:
 		return refused
 	}
-	next, err := parse(ctx, data, d.observer.Metrics, d.loaded.keks)
+	var next candidate
+	if err = d.outside(data); err == nil {
+		next, err = parse(ctx, data, d.observer.Metrics, d.loaded.keks)
+	}
 	if err == nil {
 		err = d.restartNeeded(next.config)
 	}

@@ -35,6 +35,7 @@ type Metrics struct {
 	audit       prometheus.Counter
 	refused     prometheus.Counter
 	bound       *prometheus.GaugeVec
+	hardening   *prometheus.GaugeVec
 	lastKeyID   string
 }
 
@@ -66,6 +67,7 @@ func New(reg prometheus.Registerer, version string) *Metrics {
 		audit:       f.counter("audit_failures_total", "Audit records that could not be written.").WithLabelValues(),
 		refused:     f.counter("refused_peers_total", "Connections from uids that are not allowed.").WithLabelValues(),
 		bound:       f.gauge("revocation_bound_seconds", "Longest time from a change in the cloud to the last seed opened, by class.", "class"),
+		hardening:   f.gauge("hardening_info", "1 for what became of each measure of hardening: enforced, partial, log, off, unsupported, failed.", "measure", "state"),
 	}
 	f.gauge("build_info", "1 for the version of the program.", "version").WithLabelValues(version).Set(1)
 	for i, method := range [...]string{"Status", "Encrypt", "Decrypt"} {
@@ -226,4 +228,10 @@ func oneIf(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// SetHardening tells what became of a measure.
+func (m *Metrics) SetHardening(measure, state string) {
+	m.hardening.DeletePartialMatch(prometheus.Labels{"measure": measure})
+	m.hardening.WithLabelValues(measure, state).Set(1)
 }

@@ -35,6 +35,7 @@ func touch(t *testing.T) map[string]string {
 	m.AuditFailed()
 	m.PeerRefused()
 	m.SetBound("outage", time.Hour)
+	m.SetHardening("files", "enforced")
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

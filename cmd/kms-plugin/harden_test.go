@@ -1,0 +1,206 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"kms-plugin.io/internal/cli"
+	"kms-plugin.io/pkg/keys/localfile"
+)
+
+// A hardened process stays so: the daemon of these tests is this test binary,
+// started as kms-plugin.
+const childEnv = "KMS_PLUGIN_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// output is read while it is written.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+// served is a running daemon with files of its own.
+type served struct {
+	t           *testing.T
+	dir, config string
+	log         output
+	cmd         *exec.Cmd
+}
+
+func (s *served) write(more string) {
+	s.t.Helper()
+	data := fmt.Sprintf(`apiVersion: kms-plugin.io/v1
+kind: KMSPluginConfiguration
+clusterID: c
+socket: {path: %[1]s/run/s}
+stateDir: %[1]s/state
+listenAddress: 127.0.0.1:0
+audit: {path: %[1]s/log/audit}
+rotation: {readableFor: 0s}
+reload: {interval: 100ms}
+keys:
+- {name: k, role: write, localfile: {path: %[1]s/conf/k}}
+`, s.dir) + more
+	// Replaced by renaming, as careful people and ConfigMaps do.
+	if err := errors.Join(os.WriteFile(s.config+".new", []byte(data), 0o600), os.Rename(s.config+".new", s.config)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func newServed(t *testing.T, more string) *served {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &served{t: t, dir: dir, config: dir + "/conf/config.yaml"}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	for _, d := range []string{"run", "state", "log", "conf", "elsewhere"} {
+		err = errors.Join(err, os.Mkdir(filepath.Join(dir, d), 0o700))
+	}
+	if err := errors.Join(err, localfile.Create(dir+"/conf/k"), localfile.Create(dir+"/conf/k2"), localfile.Create(dir+"/elsewhere/k3")); err != nil {
+		t.Fatal(err)
+	}
+	s.write(more)
+	s.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), "/proc/self/exe", "serve", "--config", s.config)
+	s.cmd.Env, s.cmd.Stderr, s.cmd.Dir = []string{childEnv + "=1", "HOME=" + dir}, &s.log, "/"
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.stop() })
+	s.until(`"msg":"key_id activated"`)
+	return s
+}
+
+// until waits for a line of the log.
+func (s *served) until(text string) {
+	s.t.Helper()
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(s.log.String(), text); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			s.t.Fatalf("the log does not say %q:\n%s", text, s.log.String())
+		}
+	}
+}
+
+// stop is for the end of a test, or to see how the daemon ends.
+func (s *served) stop() error {
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	return s.cmd.Wait()
+}
+
+func (s *served) metrics() string {
+	s.t.Helper()
+	m := regexp.MustCompile(`"http":"([^"]+)"`).FindStringSubmatch(s.log.String())
+	if m == nil {
+		s.t.Fatalf("no address in the log:\n%s", s.log.String())
+	}
+	resp, err := http.Get("http://" + m[1] + "/metrics")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// All that the daemon does with files in its life works under its own
+// hardening, which is on without a word in the configuration.
+func TestServeHardened(t *testing.T) {
+	s := newServed(t, "")
+	if text := s.metrics(); strings.Count(text, "kms_plugin_hardening_info{") != 4 || !strings.Contains(text, "process_open_fds") {
+		t.Errorf("metrics:\n%s", text)
+	}
+	if strings.Contains(s.log.String(), `"unsupported`) || strings.Contains(s.log.String(), `"partial`) {
+		t.Skipf("this kernel does not take all measures:\n%s", s.log.String())
+	}
+	if n := strings.Count(s.metrics(), `state="enforced"`); n != 4 {
+		t.Errorf("%d measures are enforced, want 4:\n%s", n, s.log.String())
+	}
+
+	s.write("- {name: k2, role: read, localfile: {path: " + s.dir + "/conf/k2}}\n")
+	s.until(`"msg":"configuration reloaded"`)
+
+	s.write("- {name: k3, role: read, localfile: {path: " + s.dir + "/elsewhere/k3}}\n")
+	s.until("is outside of what this process may still open")
+	s.until("restart kms-plugin for it")
+	if strings.Contains(s.log.String(), "permission denied") {
+		t.Errorf("a path outside shows as something else:\n%s", s.log.String())
+	}
+
+	if err := errors.Join(os.Rename(s.dir+"/log/audit", s.dir+"/log/audit.1"), s.cmd.Process.Signal(syscall.SIGHUP)); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(s.dir + "/log/audit"); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the audit log was not opened again:\n%s", s.log.String())
+		}
+	}
+	if err := s.stop(); err != nil {
+		t.Errorf("the daemon ended with %v", err)
+	}
+	for _, gone := range []string{"run/s"} {
+		if _, err := os.Lstat(filepath.Join(s.dir, gone)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is still there: %v", gone, err)
+		}
+	}
+	for _, there := range []string{"state/state.json", "state/last-good.yaml"} {
+		if _, err := os.Stat(filepath.Join(s.dir, there)); err != nil {
+			t.Error(err)
+		}
+	}
+	if strings.Contains(s.log.String(), "permission denied") || strings.Contains(s.log.String(), "not permitted") {
+		t.Errorf("the hardening got in the way:\n%s", s.log.String())
+	}
+}
+
+// Loosened, it says so, and a reload may name any path.
+func TestServeLoosened(t *testing.T) {
+	const loose = "hardening: {dump: off, privileges: off, syscalls: off, files: off}\n"
+	s := newServed(t, loose)
+	if n := strings.Count(s.metrics(), `state="off"`); n != 4 {
+		t.Errorf("%d measures are off, want 4:\n%s", n, s.log.String())
+	}
+	s.write("- {name: k3, role: read, localfile: {path: " + s.dir + "/elsewhere/k3}}\n" + loose)
+	s.until(`"msg":"configuration reloaded"`)
+	if code := cli.ExitCode(s.stop()); code != cli.ExitOK {
+		t.Errorf("the daemon ended with code %d", code)
+	}
+}
