@@ -55,8 +55,10 @@ func (o *output) String() string {
 type served struct {
 	t           *testing.T
 	dir, config string
+	keys        string // of the configuration
+	environment []string
 	log         output
-	cmd         *exec.Cmd
+	cmd         *exec.Cmd // nil: stopped
 }
 
 func (s *served) write(more string) {
@@ -70,9 +72,8 @@ listenAddress: 127.0.0.1:0
 audit: {path: %[1]s/log/audit}
 rotation: {readableFor: 0s}
 reload: {interval: 100ms}
-keys:
-- {name: k, role: write, localfile: {path: %[1]s/conf/k}}
-`, s.dir) + more
+%[2]skeys:
+%[3]s`, s.dir, more, s.keys)
 	// Replaced by renaming, as careful people and ConfigMaps do.
 	if err := errors.Join(os.WriteFile(s.config+".new", []byte(data), 0o600), os.Rename(s.config+".new", s.config)); err != nil {
 		s.t.Fatal(err)
@@ -81,27 +82,62 @@ keys:
 
 func newServed(t *testing.T, more string) *served {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "kh")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &served{t: t, dir: dir, config: dir + "/conf/config.yaml"}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	for _, d := range []string{"run", "state", "log", "conf", "elsewhere"} {
-		err = errors.Join(err, os.Mkdir(filepath.Join(dir, d), 0o700))
-	}
-	if err := errors.Join(err, localfile.Create(dir+"/conf/k"), localfile.Create(dir+"/conf/k2"), localfile.Create(dir+"/elsewhere/k3")); err != nil {
+	s := &served{t: t}
+	s.place()
+	s.keys = localKey(s.dir + "/conf/k")
+	if err := errors.Join(localfile.Create(s.dir+"/conf/k"), localfile.Create(s.dir+"/conf/k2"), localfile.Create(s.dir+"/elsewhere/k3")); err != nil {
 		t.Fatal(err)
 	}
 	s.write(more)
-	s.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), "/proc/self/exe", "serve", "--config", s.config)
-	s.cmd.Env, s.cmd.Stderr, s.cmd.Dir = []string{childEnv + "=1", "HOME=" + dir}, &s.log, "/"
-	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.stop() })
-	s.until(`"msg":"key_id activated"`)
+	s.start()
 	return s
+}
+
+func localKey(path string) string {
+	return fmt.Sprintf("- {name: k, role: write, localfile: {path: %s}}\n", path)
+}
+
+func (s *served) place() {
+	s.t.Helper()
+	dir, err := os.MkdirTemp("", "kh")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.dir, s.config = dir, dir+"/conf/config.yaml"
+	s.t.Cleanup(func() { os.RemoveAll(dir) })
+	for _, d := range []string{"run", "state", "log", "conf", "elsewhere"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+func (s *served) start() {
+	s.t.Helper()
+	s.run()
+	s.t.Cleanup(func() { _ = s.stop() })
+	s.until(`"msg":"key_id activated"`)
+}
+
+func (s *served) run() {
+	s.t.Helper()
+	// By way of a shell, which lets it leave a core file of any size.
+	c := exec.CommandContext(context.WithoutCancel(s.t.Context()), "/bin/sh", "-c", `ulimit -c unlimited 2>/dev/null; exec "$0" serve --config "$1"`, os.Args[0], s.config)
+	c.Env, c.Stderr, c.Dir = append([]string{childEnv + "=1", "HOME=" + s.dir}, s.environment...), &s.log, s.dir
+	if err := c.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.cmd = c
+}
+
+// restart waits until the local KEK of before is in memory again.
+func (s *served) restart() {
+	s.t.Helper()
+	if err := s.stop(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.run()
+	s.until("local KEK taken up again")
 }
 
 // until waits for a line of the log.
@@ -116,17 +152,22 @@ func (s *served) until(text string) {
 
 // stop is for the end of a test, or to see how the daemon ends.
 func (s *served) stop() error {
+	if s.cmd == nil {
+		return nil
+	}
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
-	return s.cmd.Wait()
+	err := s.cmd.Wait()
+	s.cmd = nil
+	return err
 }
 
 func (s *served) metrics() string {
 	s.t.Helper()
-	m := regexp.MustCompile(`"http":"([^"]+)"`).FindStringSubmatch(s.log.String())
+	m := regexp.MustCompile(`"http":"([^"]+)"`).FindAllStringSubmatch(s.log.String(), -1)
 	if m == nil {
 		s.t.Fatalf("no address in the log:\n%s", s.log.String())
 	}
-	resp, err := http.Get("http://" + m[1] + "/metrics")
+	resp, err := http.Get("http://" + m[len(m)-1][1] + "/metrics")
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -142,20 +183,22 @@ func (s *served) metrics() string {
 // hardening, which is on without a word in the configuration.
 func TestServeHardened(t *testing.T) {
 	s := newServed(t, "")
-	if text := s.metrics(); strings.Count(text, "kms_plugin_hardening_info{") != 4 || !strings.Contains(text, "process_open_fds") {
+	if text := s.metrics(); strings.Count(text, "kms_plugin_hardening_info{") != 5 || !strings.Contains(text, "process_open_fds") {
 		t.Errorf("metrics:\n%s", text)
 	}
 	if strings.Contains(s.log.String(), `"unsupported`) || strings.Contains(s.log.String(), `"partial`) {
 		t.Skipf("this kernel does not take all measures:\n%s", s.log.String())
 	}
-	if n := strings.Count(s.metrics(), `state="enforced"`); n != 4 {
-		t.Errorf("%d measures are enforced, want 4:\n%s", n, s.log.String())
+	if n := strings.Count(s.metrics(), `state="enforced"`); n != 5 {
+		t.Errorf("%d measures are enforced, want 5:\n%s", n, s.log.String())
 	}
 
-	s.write("- {name: k2, role: read, localfile: {path: " + s.dir + "/conf/k2}}\n")
+	s.keys = localKey(s.dir+"/conf/k") + "- {name: k2, role: read, localfile: {path: " + s.dir + "/conf/k2}}\n"
+	s.write("")
 	s.until(`"msg":"configuration reloaded"`)
 
-	s.write("- {name: k3, role: read, localfile: {path: " + s.dir + "/elsewhere/k3}}\n")
+	s.keys = localKey(s.dir+"/conf/k") + "- {name: k3, role: read, localfile: {path: " + s.dir + "/elsewhere/k3}}\n"
+	s.write("")
 	s.until("is outside of what this process may still open")
 	s.until("restart kms-plugin for it")
 	if strings.Contains(s.log.String(), "permission denied") {
@@ -176,10 +219,8 @@ func TestServeHardened(t *testing.T) {
 	if err := s.stop(); err != nil {
 		t.Errorf("the daemon ended with %v", err)
 	}
-	for _, gone := range []string{"run/s"} {
-		if _, err := os.Lstat(filepath.Join(s.dir, gone)); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s is still there: %v", gone, err)
-		}
+	if _, err := os.Lstat(s.dir + "/run/s"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is still there: %v", err)
 	}
 	for _, there := range []string{"state/state.json", "state/last-good.yaml"} {
 		if _, err := os.Stat(filepath.Join(s.dir, there)); err != nil {
@@ -193,12 +234,13 @@ func TestServeHardened(t *testing.T) {
 
 // Loosened, it says so, and a reload may name any path.
 func TestServeLoosened(t *testing.T) {
-	const loose = "hardening: {dump: off, privileges: off, syscalls: off, files: off}\n"
+	const loose = "hardening: {dump: off, memory: off, privileges: off, syscalls: off, files: off}\n"
 	s := newServed(t, loose)
-	if n := strings.Count(s.metrics(), `state="off"`); n != 4 {
-		t.Errorf("%d measures are off, want 4:\n%s", n, s.log.String())
+	if n := strings.Count(s.metrics(), `state="off"`); n != 5 {
+		t.Errorf("%d measures are off, want 5:\n%s", n, s.log.String())
 	}
-	s.write("- {name: k3, role: read, localfile: {path: " + s.dir + "/elsewhere/k3}}\n" + loose)
+	s.keys += "- {name: k3, role: read, localfile: {path: " + s.dir + "/elsewhere/k3}}\n"
+	s.write(loose)
 	s.until(`"msg":"configuration reloaded"`)
 	if code := cli.ExitCode(s.stop()); code != cli.ExitOK {
 		t.Errorf("the daemon ended with code %d", code)

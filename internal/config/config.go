@@ -110,6 +110,7 @@ type Reload struct {
 // Hardening loosens what the process denies itself (package harden).
 type Hardening struct {
 	Dump       string   `yaml:"dump"`       // enforce or off
+	Memory     string   `yaml:"memory"`     // enforce or off
 	Privileges string   `yaml:"privileges"` // enforce or off
 	Syscalls   string   `yaml:"syscalls"`   // enforce, log or off
 	Files      string   `yaml:"files"`      // enforce or off
@@ -128,7 +129,7 @@ func defaults() *Config {
 		Health: Health{MaxOutage: 24 * time.Hour, MaxOutageDecrypt: 72 * time.Hour, KeyState: time.Minute,
 			Authorization: 10 * time.Minute, Credential: 4 * time.Hour, WipeAfter: time.Hour},
 		Reload:    Reload{Interval: 10 * time.Second},
-		Hardening: Hardening{Dump: "enforce", Privileges: "enforce", Syscalls: "enforce", Files: "enforce"},
+		Hardening: Hardening{Dump: "enforce", Memory: "enforce", Privileges: "enforce", Syscalls: "enforce", Files: "enforce"},
 		LogLevel:  "info",
 	}
 }

@@ -175,7 +175,7 @@ func (k *checker) audit() {
 
 func (k *checker) hardening() {
 	h := k.c.Hardening
-	for _, m := range []struct{ path, value string }{{"dump", h.Dump}, {"privileges", h.Privileges}, {"syscalls", h.Syscalls}, {"files", h.Files}} {
+	for _, m := range []struct{ path, value string }{{"dump", h.Dump}, {"memory", h.Memory}, {"privileges", h.Privileges}, {"syscalls", h.Syscalls}, {"files", h.Files}} {
 		if m.value == "enforce" || m.value == "off" || m.path == "syscalls" && m.value == "log" {
 			continue
 		}

@@ -15,7 +15,7 @@ import (
 func policy(ctx context.Context, source Source, c *config.Config) harden.Policy {
 	h := c.Hardening
 	p := harden.Policy{
-		Dump: harden.Mode(h.Dump), Privileges: harden.Mode(h.Privileges), Syscalls: harden.Mode(h.Syscalls), Files: harden.Mode(h.Files),
+		Dump: harden.Mode(h.Dump), Memory: harden.Mode(h.Memory), Privileges: harden.Mode(h.Privileges), Syscalls: harden.Mode(h.Syscalls), Files: harden.Mode(h.Files),
 		Readable: h.Readable, Writable: []string{c.StateDir}, Removing: []string{filepath.Dir(c.Socket.Path)},
 	}
 	if source.Path != "" {

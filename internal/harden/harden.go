@@ -45,6 +45,7 @@ var States = []State{Enforced, Partial, Logged, Loosened, Unsupported, Failed}
 // The measures.
 const (
 	MeasureDump       = "dump"
+	MeasureMemory     = "memory"
 	MeasurePrivileges = "privileges"
 	MeasureSyscalls   = "syscalls"
 	MeasureFiles      = "files"
@@ -59,7 +60,7 @@ type Measure struct {
 
 // Policy is what Apply leaves.
 type Policy struct {
-	Dump, Privileges, Syscalls, Files Mode
+	Dump, Memory, Privileges, Syscalls, Files Mode
 
 	Readable []string // files; a change of a file by renaming is followed where its directory is its own
 	Writable []string // directories
@@ -89,6 +90,7 @@ func Apply(p Policy) *Result {
 	r := &Result{}
 	preload()
 	r.add(dump(p.Dump))
+	r.add(memory(p.Memory))
 	r.add(privileges(p.Privileges))
 	r.add(r.confine(p)) // before system calls: it needs some that are taken away
 	r.add(syscalls(p.Syscalls, p.Helper))

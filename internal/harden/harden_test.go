@@ -172,11 +172,11 @@ func socket(domain, kind int) error {
 }
 
 func enforce() harden.Policy {
-	return harden.Policy{Dump: harden.Enforce, Privileges: harden.Enforce, Syscalls: harden.Enforce, Files: harden.Enforce}
+	return harden.Policy{Dump: harden.Enforce, Memory: harden.Enforce, Privileges: harden.Enforce, Syscalls: harden.Enforce, Files: harden.Enforce}
 }
 
 func off() harden.Policy {
-	return harden.Policy{Dump: harden.Off, Privileges: harden.Off, Syscalls: harden.Off, Files: harden.Off}
+	return harden.Policy{Dump: harden.Off, Memory: harden.Off, Privileges: harden.Off, Syscalls: harden.Off, Files: harden.Off}
 }
 
 // place makes the directories of a child, and a copy of this binary that any
@@ -254,7 +254,7 @@ func TestAttemptedAndRefused(t *testing.T) {
 	for _, uid := range users(t) {
 		free, held := attempt(t, uid, off()), attempt(t, uid, enforce())
 		for _, m := range held.Measures {
-			if m.State != harden.Enforced {
+			if m.State != harden.Enforced && m.Name != harden.MeasureMemory {
 				t.Skipf("this kernel does not take all measures: %s is %s", m.Name, m)
 			}
 		}
@@ -313,6 +313,44 @@ func TestLoosened(t *testing.T) {
 			if got.Attempts[a] == "" {
 				t.Errorf("%s loosened: %s succeeded, another measure should refuse it", name, a)
 			}
+		}
+	}
+}
+
+// Memory is locked where it may be without limit, and never under one.
+func TestMemoryIsLocked(t *testing.T) {
+	for _, uid := range users(t) {
+		o, exe := place(t, uid)
+		o.Do, o.Policy = "wait", enforce()
+		c := command(t, exe, uid, o)
+		in, err := c.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := c.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 8)); err != nil {
+			t.Fatalf("child: %v", err)
+		}
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var limit unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
+			t.Fatal(err)
+		}
+		locked := !strings.Contains(string(status), "VmLck:\t       0 kB")
+		if want := uid == 0 || limit.Cur == unix.RLIM_INFINITY; locked != want {
+			t.Errorf("uid %d with a limit of %d: memory is locked: %t, want %t\n%s", uid, limit.Cur, locked, want, status)
+		}
+		if err := errors.Join(in.Close(), c.Wait()); err != nil {
+			t.Errorf("child: %v", err)
 		}
 	}
 }

@@ -90,7 +90,9 @@ func (k *Key) ID() [IDSize]byte { return k.id }
 
 // Seal encrypts a seed bound to ad.
 func (k *Key) Seal(seed keys.Secret, ad []byte) ([]byte, error) {
-	sealed, err := k.aead.Encrypt(seed, ad)
+	var sealed []byte
+	var err error
+	erased(func() { sealed, err = k.aead.Encrypt(seed, ad) })
 	if err != nil {
 		return nil, errors.New("seal under the local KEK failed")
 	}
@@ -99,14 +101,21 @@ func (k *Key) Seal(seed keys.Secret, ad []byte) ([]byte, error) {
 
 // Open decrypts what Seal made with the same ad, else ErrSeal.
 func (k *Key) Open(sealed, ad []byte) (keys.Secret, error) {
-	seed, err := k.aead.Decrypt(sealed, ad)
+	var seed []byte
+	var err error
+	erased(func() { seed, err = k.aead.Decrypt(sealed, ad) })
 	if err != nil {
 		return nil, ErrSeal
 	}
 	return seed, nil
 }
 
-func build(secret keys.Secret) (*Key, error) {
+func build(secret keys.Secret) (k *Key, err error) {
+	erased(func() { k, err = derive(secret) })
+	return k, err
+}
+
+func derive(secret keys.Secret) (*Key, error) {
 	id, err := hkdf.Key(sha256.New, secret, nil, infoID, IDSize)
 	if err != nil {
 		return nil, errors.New("derive the id of a local KEK failed")
