@@ -20,6 +20,12 @@ const (
 	Kind       = "KMSPluginConfiguration"
 )
 
+// Suites of new local KEKs.
+const (
+	SuiteXAES = "xaes-256-gcm"
+	SuiteAES  = "aes-256-gcm"
+)
+
 // Config is one configuration file. docs/configuration.md describes every
 // field with its unit, default and range, and whether a change needs a restart;
 // a test holds that table against these structs.
@@ -31,6 +37,7 @@ type Config struct {
 	StateDir      string        `yaml:"stateDir"`      // disposable cache of wrapped local KEKs; restart
 	ListenAddress string        `yaml:"listenAddress"` // loopback host:port of /livez /readyz /metrics, "" is none; restart
 	Wrapping      keys.Wrapping `yaml:"wrapping"`
+	Suite         string        `yaml:"suite"`
 	Keys          []Key         `yaml:"keys"`
 	Audit         Audit         `yaml:"audit"` // restart
 	Probe         Probe         `yaml:"probe"`
@@ -122,6 +129,7 @@ func defaults() *Config {
 	return &Config{
 		ListenAddress: "127.0.0.1:8082",
 		Wrapping:      keys.WrapLocalKEK,
+		Suite:         SuiteXAES,
 		Socket:        Socket{AllowedUIDs: []uint32{0}},
 		Audit:         Audit{OnFailure: "continue"},
 		Probe:         Probe{Interval: time.Minute},

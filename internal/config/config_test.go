@@ -106,6 +106,7 @@ func TestParseRefuses(t *testing.T) {
 		"short duration":       {good + "probe: {interval: 1ms}\n", 15, "out of range", "durations look like"},
 		"observations":         {good + "rotation: {observations: 0}\n", 15, "out of range", ""},
 		"maxOutageDecrypt":     {good + "health: {maxOutageDecrypt: 1h}\n", 15, "less than maxOutage", ""},
+		"suite":                {good + "suite: aes-128\n", 15, "neither xaes-256-gcm nor aes-256-gcm", "FIPS"},
 		"hardening mode":       {good + "hardening: {files: log}\n", 15, "neither enforce nor off", "syscalls has log"},
 		"privileges alone":     {good + "hardening: {privileges: off}\n", 15, "not to be had alone", "loosen syscalls and files"},
 		"relative readable":    {good + "hardening: {readable: [etc]}\n", 15, "not a clean absolute path", ""},

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/fips140"
 	"fmt"
 	"net"
 	"net/netip"
@@ -46,6 +47,7 @@ func validate(c *Config) Problems {
 	if c.Wrapping != keys.WrapLocalKEK && c.Wrapping != keys.WrapDirect {
 		k.bad("wrapping", "local-kek is right unless every DEK seed must appear in the cloud's audit log", "%q is neither local-kek nor direct", c.Wrapping)
 	}
+	k.suite()
 	k.keys()
 	k.audit()
 	k.times()
@@ -170,6 +172,15 @@ func (k *checker) audit() {
 		k.absolute("audit.path", a.Path)
 	} else if a.OnFailure == "refuse" {
 		k.bad("audit.path", "name the audit log", "onFailure: refuse needs a path")
+	}
+}
+
+func (k *checker) suite() {
+	switch c := k.c; {
+	case c.Suite != SuiteXAES && c.Suite != SuiteAES:
+		k.bad("suite", "leave it out unless FIPS 140-3 is demanded", "%q is neither %s nor %s", c.Suite, SuiteXAES, SuiteAES)
+	case c.Suite == SuiteXAES && c.Wrapping == keys.WrapLocalKEK && fips140.Enforced():
+		k.bad("suite", "write suite: "+SuiteAES, "%s is not approved by FIPS 140-3, and this process allows nothing else (fips140=only)", c.Suite)
 	}
 }
 

@@ -65,7 +65,21 @@ func (k *Custodian) due(h *held) bool {
 		return false
 	}
 	a := v.active
-	return a == nil || !a.stands(e, v.ring.Wrapping()) || a.wrappedOnly() || k.ripe(h.candidate, v.ring.Wrapping())
+	return a == nil || !a.stands(e, v.ring.Wrapping()) || a.wrappedOnly() || k.otherSuite(a) || k.ripe(h.candidate, v.ring.Wrapping())
+}
+
+// suite is what new local KEKs seal with.
+func (k *Custodian) suite() localkek.Suite {
+	if s := k.settings().Suite; s != 0 {
+		return s
+	}
+	return localkek.XAES
+}
+
+// otherSuite says whether the local KEK in use seals by another suite than the
+// configured one. key_id stays: all of both suites opens everywhere.
+func (k *Custodian) otherSuite(a *active) bool {
+	return a.kind == keys.BlobLocalKEK && a.suite != envelope.Suite(k.suite())
 }
 
 // adopt makes a key the write key, or takes up its local KEK again.
@@ -84,6 +98,9 @@ func (k *Custodian) adopt(ctx context.Context, h *held) error {
 	want := ""
 	if same {
 		want = h.candidate.material
+	}
+	if same && !k.ripe(h.candidate, v.ring.Wrapping()) {
+		want = a.material // the suite alone changes
 	}
 	next, o, err := k.create(ctx, h, e, v.ring, want)
 	if errors.Is(err, errOtherMaterial) {
@@ -130,7 +147,8 @@ func (k *Custodian) restore(ctx context.Context, h *held, a *active) error {
 // create makes what a new key_id needs, by a wrap that was verified. With want
 // set, another material than that one is errOtherMaterial.
 func (k *Custodian) create(ctx context.Context, h *held, e *keys.Entry, r *keys.Ring, want string) (*active, *opened, error) {
-	local, secret, err := localkek.Generate()
+	suite := k.suite()
+	local, secret, err := localkek.Generate(suite)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -149,7 +167,7 @@ func (k *Custodian) create(ctx context.Context, h *held, e *keys.Entry, r *keys.
 	h.kept.Store(&state.Kept{Type: t, Blob: ver.Blob})
 	hd := headerOf(r.ClusterID(), r.Wrapping(), e, ver.Material)
 	if r.Wrapping() == keys.WrapLocalKEK {
-		hd.LocalKEK, hd.Wrapped = local.ID(), ver.Blob
+		hd.Suite, hd.LocalKEK, hd.Wrapped = envelope.Suite(suite), local.ID(), ver.Blob
 	}
 	a, err := newActive(h, e, r.ClusterID(), hd)
 	if err != nil || r.Wrapping() == keys.WrapDirect {
@@ -164,7 +182,7 @@ func newActive(h *held, e *keys.Entry, clusterID string, hd *envelope.Header) (*
 	if err != nil {
 		return nil, fmt.Errorf("build the header of key %q: %w", e.Name, err)
 	}
-	a := &active{held: h, entry: e, material: hd.Material, header: raw, digest: envelope.Digest(raw), kind: hd.Type,
+	a := &active{held: h, entry: e, material: hd.Material, header: raw, digest: envelope.Digest(raw), kind: hd.Type, suite: hd.Suite,
 		keyID:       keys.KeyID(e.Name, hd.Facts(clusterID)),
 		annotations: map[string][]byte{envelope.AnnotationKey: raw},
 		detail:      plugin.Detail{KEK: hd.Identity}}

@@ -160,6 +160,7 @@ func (w *watcher) saw(kind string, level slog.Level) bool {
 }
 
 var tuning = custody.Tuning{
+	Suite:         testSuite(),
 	ProbeInterval: time.Minute, Observations: 3, SettleTime: 5 * time.Minute, ReadableFor: 10 * time.Minute,
 	Limits: health.Limits{MaxOutage: 5 * time.Hour, MaxOutageDecrypt: 8 * time.Hour, KeyState: time.Minute,
 		Authorization: 10 * time.Minute, Credential: 4 * time.Hour, WipeAfter: time.Hour},

@@ -3,6 +3,7 @@ package custody
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -128,7 +129,10 @@ func unwrapLocal(ctx context.Context, clusterID string, e *keys.Entry, h *envelo
 	if err != nil {
 		return nil, u, err
 	}
-	k, err := localkek.Open(secret, h.LocalKEK)
+	k, err := localkek.Open(secret, h.LocalKEK, localkek.Suite(h.Suite))
+	if errors.Is(err, localkek.ErrSuite) {
+		return nil, u, fmt.Errorf("%w: %w", keys.ErrMalformed, err)
+	}
 	if err != nil {
 		return nil, u, fmt.Errorf("%w: key %q: %w", keys.ErrContradiction, e.Name, err)
 	}

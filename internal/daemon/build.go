@@ -17,6 +17,7 @@ import (
 	"kms-plugin.io/pkg/keys"
 	"kms-plugin.io/pkg/keys/awskms"
 	"kms-plugin.io/pkg/keys/localfile"
+	"kms-plugin.io/pkg/keys/localkek"
 )
 
 // build makes the ring that a configuration describes: offline, no call to any
@@ -83,7 +84,12 @@ func problemOf(c *config.Config, path, name string, err error) config.Problem {
 }
 
 func tuning(c *config.Config) custody.Tuning {
+	suite := localkek.XAES
+	if c.Suite == config.SuiteAES {
+		suite = localkek.AES
+	}
 	return custody.Tuning{
+		Suite:         suite,
 		ProbeInterval: c.Probe.Interval,
 		Observations:  c.Rotation.Observations, SettleTime: c.Rotation.SettleTime, ReadableFor: c.Rotation.ReadableFor,
 		Limits: health.Limits{MaxOutage: c.Health.MaxOutage, MaxOutageDecrypt: c.Health.MaxOutageDecrypt,

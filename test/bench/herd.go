@@ -30,7 +30,7 @@ func sealSeeds(ctx context.Context, o pluginOptions, n, k int, bundle string) ([
 	}
 	var out []*kmsapi.DecryptRequest
 	for range k {
-		local, secret, err := localkek.Generate()
+		local, secret, err := localkek.Generate(localkek.XAES)
 		if err != nil {
 			return nil, err
 		}
