@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -25,12 +26,31 @@ import (
 // started as kms-plugin.
 const childEnv = "KMS_PLUGIN_TEST_CHILD"
 
+const peerEnv = "KMS_PLUGIN_TEST_PEER"
+
 func TestMain(m *testing.M) {
+	if path := os.Getenv(peerEnv); path != "" {
+		dialAsPeer(path)
+		return
+	}
 	if os.Getenv(childEnv) != "" {
 		main()
 		return
 	}
 	os.Exit(m.Run())
+}
+
+// dialAsPeer says what a server does with a connection.
+func dialAsPeer(path string) {
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if b, err := io.ReadAll(c); len(b) == 0 && (err == nil || errors.Is(err, syscall.ECONNRESET)) {
+		fmt.Println("closed")
+	}
 }
 
 // output is read while it is written.

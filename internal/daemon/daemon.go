@@ -213,10 +213,14 @@ func (d *daemon) rejected(err error) {
 }
 
 func (d *daemon) peers(c *config.Config) *unixsocket.PeerCredentials {
-	return unixsocket.NewPeerCredentials(c.Socket.AllowedUIDs, func(p unixsocket.Peer) {
+	return unixsocket.NewPeerCredentials(c.Socket.AllowedUIDs, func(p unixsocket.Peer, err error) {
 		d.observer.PeerRefused()
-		d.observer.log.Error("peer refused: its uid is not in socket.allowedUIDs", "uid", p.UID, "pid", p.PID)
-		_ = d.observer.audit.Record(audit.Record{Op: "connect", Outcome: "refused", Error: fmt.Sprintf("uid %d, pid %d", p.UID, p.PID)})
+		hint := "add its uid to socket.allowedUIDs if it is kube-apiserver"
+		if errors.Is(err, unixsocket.ErrFull) {
+			hint = "find out what keeps connections open: ss -xp"
+		}
+		d.observer.log.Error("peer refused", "uid", p.UID, "pid", p.PID, "error", err.Error(), "hint", hint)
+		_ = d.observer.audit.Record(audit.Record{Op: "connect", Outcome: "refused", Error: fmt.Sprintf("%v, pid %d", err, p.PID)})
 	})
 }
 
