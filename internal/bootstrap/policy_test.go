@@ -86,6 +86,9 @@ func TestPolicies(t *testing.T) {
 					t.Errorf("%s refuses %s of type %s, which the plugin needs", path, action, blob)
 				}
 			}
+			if !allowed(t, policy, action, keys.NewContext("prod-eu-1", keys.BlobProbe, nil).WithAudit("a chain:1:its end")) {
+				t.Errorf("%s refuses %s of a probe that carries the end of the audit log: the key would close", path, action)
+			}
 			for name, context := range map[string]keys.Context{
 				"no context":      nil,
 				"another cluster": keys.NewContext("prod-eu-2", keys.BlobSeed, nil),
