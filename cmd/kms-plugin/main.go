@@ -31,7 +31,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	})
-	root.AddCommand(serveCommand(), waitCommand(), doctorCommand(), configCommand(), keygenCommand())
+	root.AddCommand(serveCommand(), waitCommand(), doctorCommand(), configCommand(), keygenCommand(), brokerCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

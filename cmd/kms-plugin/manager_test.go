@@ -20,6 +20,10 @@ import (
 const asProgram = "KMS_PLUGIN_TEST_RUN_MAIN"
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(peerEnv); path != "" {
+		dialAsPeer(path)
+		return
+	}
 	if os.Getenv(asProgram) != "" {
 		main()
 	}
@@ -36,6 +40,12 @@ func (j *journal) Write(p []byte) (int, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.b.Write(p)
+}
+
+func (j *journal) reset() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.b.Reset()
 }
 
 func (j *journal) String() string {

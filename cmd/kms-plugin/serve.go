@@ -12,6 +12,7 @@ import (
 
 	"kms-plugin.io/internal/cli"
 	"kms-plugin.io/internal/daemon"
+	"kms-plugin.io/internal/harden"
 	"kms-plugin.io/internal/process"
 	"kms-plugin.io/internal/systemd"
 	"kms-plugin.io/pkg/keys/localfile"
@@ -54,11 +55,11 @@ func serve(c *cobra.Command, a serveArgs) error {
 	if (a.config != "") == a.dev {
 		return cli.Usage(errors.New("give one of --config FILE and --dev"))
 	}
-	if err := process.NoCore(); err != nil {
+	if err := harden.NoDump(); err != nil {
 		return err
 	}
 	process.Tune()
-	o := daemon.Options{Source: daemon.Source{Path: a.config}, Force: a.force, Log: c.ErrOrStderr()}
+	o := daemon.Options{Source: daemon.Source{Path: a.config}, Force: a.force, Log: c.ErrOrStderr(), Confine: harden.Apply, Broker: startBroker}
 	if err := fromSystemd(&o); err != nil {
 		return err
 	}

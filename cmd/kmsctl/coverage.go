@@ -16,7 +16,6 @@ import (
 	"kms-plugin.io/internal/cli"
 	"kms-plugin.io/internal/coverage"
 	"kms-plugin.io/internal/durable"
-	"kms-plugin.io/internal/encryptionconfig"
 	"kms-plugin.io/internal/etcdstore"
 	"kms-plugin.io/internal/etcdstore/live"
 	"kms-plugin.io/internal/etcdstore/snapshot"
@@ -37,12 +36,12 @@ func (f *etcdFlags) add(c *cobra.Command) {
 
 // knowledgeFlags are what is known beside etcd.
 type knowledgeFlags struct {
-	encryption, plugin, prefix, keyID string
-	resources, require                []string
+	plugin, prefix, keyID          string
+	encryption, resources, require []string
 }
 
 func (f *knowledgeFlags) add(c *cobra.Command) {
-	c.Flags().StringVar(&f.encryption, "encryption-config", "", "EncryptionConfiguration of kube-apiserver: what should be encrypted, and how")
+	c.Flags().StringSliceVar(&f.encryption, "encryption-config", nil, "EncryptionConfiguration of kube-apiserver: what should be encrypted, and how; of several only sockets may differ")
 	c.Flags().StringVar(&f.plugin, "plugin-config", "", "configuration of kms-plugin: names for key_ids")
 	c.Flags().StringVar(&f.prefix, "prefix", "/registry", "prefix of kube-apiserver in etcd (its --etcd-prefix)")
 	c.Flags().StringVar(&f.keyID, "key-id", "", "key_id that counts as current (default: that of the newest value)")
@@ -52,13 +51,15 @@ func (f *knowledgeFlags) add(c *cobra.Command) {
 
 func (f *knowledgeFlags) options() (o coverage.Options, err error) {
 	o = coverage.Options{Prefix: strings.TrimSuffix(f.prefix, "/"), Resources: f.resources, Current: f.keyID}
-	if f.encryption != "" && len(f.resources) > 0 {
+	if len(f.encryption) > 0 && len(f.resources) > 0 {
 		return o, cli.Usage(fmt.Errorf("--encryption-config and --resources exclude each other"))
 	}
-	if f.encryption != "" {
-		if o.Encryption, err = encryptionconfig.Load(f.encryption); err != nil {
+	if len(f.encryption) > 0 {
+		all, err := loadEncryption(f.encryption)
+		if err != nil {
 			return o, err
 		}
+		o.Encryption = all[0]
 	}
 	if f.plugin != "" {
 		if o.Names, err = loadNames(f.plugin); err != nil {

@@ -207,3 +207,42 @@ func TestInitJSON(t *testing.T) {
 		}
 	}
 }
+
+// What is written is looked at as kmsctl preflight does, and a problem in it ends
+// with the exit code of one.
+func TestInitRunsPreflight(t *testing.T) {
+	dir := t.TempDir()
+	args := func(name string, more ...string) []string {
+		return append([]string{"init", "--cluster-id", "c", "--key-arn", initARN, "--dir", filepath.Join(dir, name)}, more...)
+	}
+	from := write(t, filepath.Join(dir, "enc.yaml"), `apiVersion: apiserver.config.k8s.io/v1
+kind: EncryptionConfiguration
+resources:
+- resources: [secrets]
+  providers:
+  - kms: {name: old, endpoint: "unix:///run/old.sock"}
+`)
+	const passed = ": passed: 0 problems, 0 warnings in 8 checks\n"
+	for _, c := range []struct {
+		name  string
+		args  []string
+		code  int
+		wants []string
+	}{
+		{"new", args("new"), cli.ExitOK, []string{"preflight of kms-plugin/config.yaml and encryption/2-write.yaml" + passed, "encryption/3-finish.yaml" + passed, "next: read"}},
+		{"existing", args("existing", "--existing-cluster"), cli.ExitOK, []string{"encryption/1-read.yaml" + passed, "encryption/2-write.yaml" + passed, "next: read"}},
+		{"secrets in plain", args("plain", "--resources", "configmaps"), cli.ExitFound,
+			[]string{"NOT PASSED: 1 problem", "problem: plain-resources: secrets stay in plain text\n    hint: add secrets to the resources of the kms provider\n"}},
+		{"KMS v1", args("v1", "--from", from), cli.ExitFound, []string{`problem: kms-version: provider "old" speaks KMS v1`, "encryption/3-finish.yaml" + passed}},
+	} {
+		out, errs, code := command(c.args...)
+		for _, want := range c.wants {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s: no %q in\n%s%s", c.name, want, out, errs)
+			}
+		}
+		if code != c.code {
+			t.Errorf("%s: code %d, want %d: %s", c.name, code, c.code, errs)
+		}
+	}
+}

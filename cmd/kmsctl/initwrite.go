@@ -53,6 +53,9 @@ func (f *initFlags) write(c *cobra.Command, files []bootstrap.File) error {
 			return err
 		}
 	}
+	if err := checkWritten(c.Context(), c.OutOrStdout(), f.dir, files); err != nil {
+		return err
+	}
 	_, err = fmt.Fprintf(c.OutOrStdout(), "next: read %s\n", filepath.Join(f.dir, "README.md"))
 	return err
 }

@@ -52,7 +52,7 @@ func rootCommand(name string) *cobra.Command {
 		Args:        cobra.NoArgs,
 		RunE:        func(c *cobra.Command, _ []string) error { return c.Help() },
 	})
-	root.AddCommand(statusCommand(), preflightCommand(), coverageCommand(), inventoryCommand(), drillCommand(), canaryCommand(), rotateCommand(), retireCommand(), auditCommand(), initCommand())
+	root.AddCommand(statusCommand(), preflightCommand(), coverageCommand(), inventoryCommand(), drillCommand(), canaryCommand(), rotateCommand(), retireCommand(), revokeCheckCommand(), auditCommand(), initCommand())
 	return root
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -11,20 +12,23 @@ import (
 
 	"kms-plugin.io/internal/cli"
 	"kms-plugin.io/internal/config"
-	"kms-plugin.io/internal/encryptionconfig"
+	"kms-plugin.io/internal/drill"
 	"kms-plugin.io/internal/etcdstore"
 	"kms-plugin.io/internal/etcdstore/live"
 	"kms-plugin.io/internal/etcdstore/snapshot"
+	"kms-plugin.io/internal/fleet"
 	"kms-plugin.io/internal/kube"
+	"kms-plugin.io/internal/preflight"
+	"kms-plugin.io/internal/preflight/cluster"
 	"kms-plugin.io/internal/rotation"
 )
 
 type planFlags struct {
-	kube                             kubeFlags
-	etcd                             etcdFlags
-	encryption, plugin, output, keep string
-	snapshots                        []string
-	o                                rotation.Scope
+	kube                          kubeFlags
+	etcd                          etcdFlags
+	plugin, output, keep          string
+	encryption, snapshots, drills []string
+	o                             rotation.Scope
 }
 
 func rotatePlanCommand() *cobra.Command {
@@ -41,11 +45,13 @@ under the key; 3: something is left to do before that.`,
 	}
 	f.kube.add(c)
 	f.etcd.add(c)
-	c.Flags().StringVar(&f.encryption, "encryption-config", "", "EncryptionConfiguration of the API servers")
+	c.Flags().StringSliceVar(&f.encryption, "encryption-config", nil, "EncryptionConfiguration of the API servers; the files of all if their sockets differ")
 	c.Flags().StringVar(&f.plugin, "plugin-config", "", "configuration of kms-plugin, as it shall be on every node")
 	c.Flags().StringSliceVar(&f.o.Plugins, "plugins", nil, "listenAddress of each plugin, as host:port")
 	c.Flags().StringSliceVar(&f.snapshots, "snapshots", nil, "snapshot files or directories: all that are kept")
+	c.Flags().StringSliceVar(&f.drills, "drills", nil, "reports of kmsctl drill -o json on them")
 	c.Flags().StringVar(&f.keep, "keep", "", "how long snapshots are kept, such as 30d")
+	allowUnknown(c, new(bool)) // repeated in the commands of the plan
 	c.Flags().StringVar(&f.o.Provider, "provider", "", "name of the KMS provider (default: the one that writes)")
 	c.Flags().StringVar(&f.o.Target, "to", "", "key that everything shall be under: its name, or a key_id (default: the one that writes last by the configuration)")
 	c.Flags().StringVar(&f.o.Prefix, "prefix", "/registry", "prefix of kube-apiserver in etcd (its --etcd-prefix)")
@@ -80,6 +86,7 @@ func (f *planFlags) run(c *cobra.Command) error {
 		return err
 	}
 	p := rotation.MakePlan(facts, givenFlags(c))
+	p.Precede(preflight.Run(c.Context(), cluster.OfFiles(f.plugin, f.encryption[0]), preflight.Options{}))
 	if f.output == "json" {
 		err = printJSON(c.OutOrStdout(), p)
 	} else {
@@ -97,7 +104,11 @@ func (f *planFlags) read(c *cobra.Command) (err error) {
 	if f.o.Keep, err = days(f.keep); err != nil {
 		return cli.Usage(err)
 	}
-	if f.o.Encryption, err = encryptionconfig.Load(f.encryption); err != nil {
+	if f.o.Encryptions, err = loadEncryption(f.encryption); err != nil {
+		return err
+	}
+	f.o.Encryption = f.o.Encryptions[0]
+	if err = f.readDrills(); err != nil {
 		return err
 	}
 	if f.o.Config, f.o.ConfigHash, err = loadConfig(f.plugin); err != nil {
@@ -116,6 +127,21 @@ func (f *planFlags) read(c *cobra.Command) (err error) {
 			return err
 		}
 		f.o.Snapshots = append(f.o.Snapshots, s)
+	}
+	return nil
+}
+
+func (f *planFlags) readDrills() error {
+	for _, path := range f.drills {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		var r drill.Report
+		if err := json.Unmarshal(data, &r); err != nil || r.APIVersion != drill.APIVersion {
+			return cli.WithHint(fmt.Errorf("%s is no report of a drill (%s)", path, drill.APIVersion), "kmsctl drill --snapshot FILE -o json >"+path)
+		}
+		f.o.Drills = append(f.o.Drills, &r)
 	}
 	return nil
 }
@@ -149,6 +175,10 @@ func givenFlags(c *cobra.Command) rotation.Flags {
 		})
 		return b.String()
 	}
+	first := ""
+	if files, err := c.Flags().GetStringSlice("encryption-config"); err == nil && len(files) > 0 {
+		first = " --encryption-config=" + quoted(files[0])
+	}
 	return rotation.Flags{Kube: text("kubeconfig", "context", "servers"), Etcd: text("endpoints", "cacert", "cert", "key", "prefix"),
-		Encryption: text("encryption-config"), Plugin: text("plugin-config"), Plugins: text("plugins"), To: text("to"), Provider: text("provider")}
+		Encryption: text("encryption-config"), FirstEncryption: first, Plugin: text("plugin-config"), Plugins: text("plugins"), To: text("to"), Provider: text("provider"), AllowUnknown: text(fleet.AllowUnknown)}
 }

@@ -8,8 +8,11 @@ import (
 	"testing"
 
 	"kms-plugin.io/internal/cli"
+	"kms-plugin.io/internal/config"
+	"kms-plugin.io/internal/coverage"
 	"kms-plugin.io/internal/fleet"
 	"kms-plugin.io/internal/rotation"
+	"kms-plugin.io/pkg/keys"
 )
 
 var printed = regexp.MustCompile(`(?m)(kmsctl .*?)(?:   #.*|, on each node)?$`)
@@ -21,8 +24,8 @@ func TestPlannedCommandsParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	flags := givenFlags(c)
-	if want := " --encryption-config='/e f'"; flags.Encryption != want {
-		t.Errorf("%q, want %q", flags.Encryption, want)
+	if want := " --encryption-config='/e f'"; flags.Encryption != want || flags.FirstEncryption != want {
+		t.Errorf("%q and %q, want %q", flags.Encryption, flags.FirstEncryption, want)
 	}
 	f := &rotation.Facts{Target: "next", KEK: "awskms arn:aws:kms:eu-west-1:1:key/x", Left: []string{"secrets: 1 of 2"}, KeyIDHash: "sha256:x", Fleet: &fleet.State{},
 		Old: []rotation.OldKey{{Name: "prod", Role: "read", KEK: "localfile /x"}}}
@@ -46,6 +49,26 @@ func TestPlannedCommandsParse(t *testing.T) {
 		if err != nil || !cmd.HasParent() {
 			t.Errorf("%s: %v", m[1], err)
 		}
+	}
+}
+
+// A run ends with what may become of each other key.
+func TestPrintRotated(t *testing.T) {
+	digest := strings.Repeat("0", 32)
+	ring := &config.Config{Keys: []config.Key{{Name: "next", Role: keys.RoleWrite, AlsoWrapWith: []string{"also"}}, {Name: "also", Role: keys.RoleRead},
+		{Name: "prod", Role: keys.RoleWrite}, {Name: "older", Role: keys.RoleRetired}, {Name: "used", Role: keys.RoleRead}}}
+	r := &rotation.Result{KeyID: "next:" + digest, Report: &coverage.Report{Keys: []coverage.Key{{KeyID: "next:" + digest, Current: true, Objects: 9}, {KeyID: "used:" + digest, Objects: 2}}}}
+	var b strings.Builder
+	if err := printRotated(&b, r, ring); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`key "prod": no object is under it; it may be retired`, "kmsctl retire older --snapshots DIR", `key "used": 2 objects are under it; it stays`} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+	if strings.Contains(b.String(), `key "also"`) || strings.Contains(b.String(), `key "next"`) {
+		t.Errorf("what stays is listed:\n%s", b.String())
 	}
 }
 

@@ -49,6 +49,7 @@ the evidence and the command; 3: it may not, with what stands against it.`,
 	c.Flags().StringSliceVar(&f.o.Plugins, "plugins", nil, "listenAddress of each plugin, as host:port")
 	c.Flags().StringSliceVar(&f.snapshots, "snapshots", nil, "snapshot files or directories: all that are kept")
 	c.Flags().BoolVar(&f.o.NoSnapshots, "no-snapshots", false, "there are no snapshots")
+	allowUnknown(c, &f.o.AllowUnknown)
 	c.Flags().StringVarP(&f.namespace, "namespace", "n", "kube-system", "namespace for canaries")
 	c.Flags().StringVar(&f.prefix, "prefix", "/registry", "prefix of kube-apiserver in etcd (its --etcd-prefix)")
 	c.Flags().StringVar(&f.evidence, "evidence", "", "also write the evidence to this file, as JSON")
@@ -85,7 +86,10 @@ func (f *retireFlags) run(c *cobra.Command, key string) error {
 	f.o.Canary = func(ctx context.Context) *canary.Report {
 		return canary.Run(ctx, canary.Options{Namespace: f.namespace, Writers: servers, Readers: servers, Etcd: e.Get, Prefix: f.prefix, Timeout: 15 * time.Second})
 	}
-	f.o.Overlooked = func(ctx context.Context) (string, string) { return fleet.Overlooked(ctx, servers) }
+	f.o.Unasked = func(ctx context.Context) fleet.Unasked {
+		_, u := fleet.Count(ctx, servers)
+		return u
+	}
 	evidence, err := retirement.Gather(c.Context(), f.o)
 	bar.end()
 	if err != nil {

@@ -64,6 +64,11 @@ var (
 	digestHex = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
+// maxSeq is the highest number of a record: readers of JSON that know no integers
+// but float64 still tell it from its neighbours (RFC 8259, section 6). No plugin comes
+// there; a line with more was not written by one, and nothing is added to it.
+const maxSeq = 1 << 53
+
 var errNoRecord = errors.New("not an audit record")
 
 // Parse reads one line without its newline. What is not a record in full, as a
@@ -75,6 +80,9 @@ func Parse(line []byte) (*Record, error) {
 	var r Record
 	if err := json.Unmarshal(line, &r); err != nil {
 		return nil, fmt.Errorf("%w: %w", errNoRecord, err)
+	}
+	if r.Seq > maxSeq {
+		return nil, fmt.Errorf("%w: number %d is higher than any plugin counts", errNoRecord, r.Seq)
 	}
 	if !chainID.MatchString(r.Chain) || r.Seq == 0 || !digestHex.MatchString(r.Prev) {
 		return nil, fmt.Errorf("%w: chain, seq or prev is missing", errNoRecord)

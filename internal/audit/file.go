@@ -93,7 +93,7 @@ func endOf(data []byte) tail {
 	rest := bytes.TrimSuffix(data, []byte{'\n'})
 	for end := len(rest); end >= 0 && !t.empty; {
 		start := bytes.LastIndexByte(rest[:end], '\n') + 1
-		if r, err := Parse(rest[start:end]); err == nil {
+		if r, err := Parse(rest[start:end]); err == nil && r.Seq <= maxSeq/2 { // there is room for more
 			t.head = HeadOf(r, rest[start:end])
 			if end < len(rest) {
 				t.torn = DigestOf(rest[end+1:]).String()

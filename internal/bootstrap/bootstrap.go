@@ -21,6 +21,9 @@ const (
 	EncryptionPath = "/etc/kubernetes/encryption/config.yaml"
 )
 
+// ConfigFile is the plugin's configuration among the files that are made.
+const ConfigFile = "kms-plugin/config.yaml"
+
 // Image is the reference that `make image` gives its result. It lies in a domain
 // that nobody can own (RFC 2606): a pull of it never reaches a stranger.
 const Image = "kms-plugin.example/kms-plugin:unreleased"
@@ -107,7 +110,7 @@ func Files(p Params) ([]File, error) {
 	var out []File
 	add := func(files ...File) { out = append(out, files...) }
 	add(text(p, "README.md", 0o644, "readme.md"))
-	add(text(p, "kms-plugin/config.yaml", 0o600, "config.yaml"))
+	add(text(p, ConfigFile, 0o600, "config.yaml"))
 	if p.Run == StaticPod {
 		add(text(p, "kms-plugin/kms-plugin.yaml", 0o600, "static-pod.yaml"),
 			text(p, "kms-plugin/tmpfiles.conf", 0o644, "tmpfiles.conf"))
@@ -116,6 +119,8 @@ func Files(p Params) ([]File, error) {
 			text(p, "kms-plugin/kms-plugin.socket", 0o644, "kms-plugin.socket"),
 			text(p, "kms-plugin/sysusers.conf", 0o644, "sysusers.conf"))
 	}
+	add(text(p, "kms-plugin/kms-canary.service", 0o644, "kms-canary.service"),
+		text(p, "kms-plugin/kms-canary.timer", 0o644, "kms-canary.timer"))
 	add(encryption...)
 	add(apiserver...)
 	if p.KeyARN != "" {

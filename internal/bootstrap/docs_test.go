@@ -46,6 +46,11 @@ func TestInstallDocs(t *testing.T) {
 				t.Errorf("%s: %v: %s\n%s", page, err, out, m[1])
 			}
 		}
+		for section := range strings.SplitSeq(text, "\n## ") {
+			if unnamed := strings.Count(section, "```sh\n") - len(named.FindAllString(section, -1)); unnamed > 0 && !strings.Contains(section, "Not run by any test") && !strings.Contains(text, "Not run here") {
+				t.Errorf("%s: %d blocks have no name, and nothing says that no test runs them:\n%s", page, unnamed, section)
+			}
+		}
 		for _, m := range link.FindAllStringSubmatch(text, -1) {
 			if _, err := os.Stat(filepath.Join(filepath.Dir(page), m[1])); err != nil {
 				t.Errorf("%s: %v", page, err)
@@ -61,10 +66,14 @@ func TestInstallDocs(t *testing.T) {
 func TestInstallDocsAgree(t *testing.T) {
 	p := bootstrap.Params{ClusterID: "prod-eu-1", KeyARN: arn, NodeRole: role}
 	readme := string(data(t, files(t, p), "README.md"))
+	if pod := string(data(t, files(t, p), "kms-plugin/kms-plugin.yaml")); !strings.Contains(pod, "drop: [ALL], add: [IPC_LOCK]") {
+		t.Errorf("the pages say which capability it has; the pod is\n%s", pod)
+	}
 	for page, lines := range map[string][]string{
 		"kubeadm-new.md": {"ctr -n k8s.io images import kms-plugin-image.tar", "kubeadm init --config kubeadm/cluster-configuration.yaml"},
 		"nodes.md": {"install -m 0644 -D kms-plugin/tmpfiles.conf /etc/tmpfiles.d/kms-plugin.conf", "install -m 0600 kms-plugin/config.yaml /etc/kms-plugin/config.yaml",
 			"install -m 0600 encryption/2-write.yaml /etc/kubernetes/encryption/config.yaml"},
+		"README.md":  {"no capability but IPC_LOCK"},
 		"upgrade.md": {"mv /etc/kubernetes/.kms-plugin.yaml /etc/kubernetes/manifests/kms-plugin.yaml"},
 		"removal.md": {"mv /etc/kubernetes/encryption/config.yaml.new /etc/kubernetes/encryption/config.yaml"},
 	} {

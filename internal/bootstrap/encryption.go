@@ -17,7 +17,7 @@ import (
 // step, so each must read what the next one writes: read comes to all of them
 // before write comes to the first.
 const (
-	readFile   = "encryption/1-read.yaml"   // the plugin opens, what was there before writes
+	ReadFile   = "encryption/1-read.yaml"   // the plugin opens, what was there before writes
 	writeFile  = "encryption/2-write.yaml"  // the plugin writes, what was there before opens
 	finishFile = "encryption/3-finish.yaml" // the plugin alone
 )
@@ -29,7 +29,7 @@ func encryptionFiles(p Params) ([]File, error) {
 		return movingIn(p)
 	}
 	files := []File{
-		text(p, readFile, 0o600, "read.yaml"),
+		text(p, ReadFile, 0o600, "read.yaml"),
 		text(p, writeFile, 0o600, "write.yaml"),
 		text(p, finishFile, 0o600, "finish.yaml"),
 	}
@@ -49,7 +49,7 @@ func movingIn(p Params) ([]File, error) {
 		path string
 		put  func(list []*yaml.Node, ours *yaml.Node) []*yaml.Node
 	}{
-		{readFile, func(list []*yaml.Node, ours *yaml.Node) []*yaml.Node { return slices.Insert(list, 1, ours) }},
+		{ReadFile, func(list []*yaml.Node, ours *yaml.Node) []*yaml.Node { return slices.Insert(list, 1, ours) }},
 		{writeFile, func(list []*yaml.Node, ours *yaml.Node) []*yaml.Node { return slices.Insert(list, 0, ours) }},
 		{finishFile, func(_ []*yaml.Node, ours *yaml.Node) []*yaml.Node { return []*yaml.Node{ours} }},
 	} {

@@ -29,6 +29,8 @@ func TestDeploy(t *testing.T) {
 		"static-pods/tmpfiles.conf":                 data(t, all, "kms-plugin/tmpfiles.conf"),
 		"systemd/kms-plugin.service":                data(t, systemd, "kms-plugin/kms-plugin.service"),
 		"systemd/kms-plugin.socket":                 data(t, systemd, "kms-plugin/kms-plugin.socket"),
+		"systemd/kms-canary.service":                data(t, all, "kms-plugin/kms-canary.service"),
+		"systemd/kms-canary.timer":                  data(t, all, "kms-plugin/kms-canary.timer"),
 		"systemd/sysusers.conf":                     data(t, systemd, "kms-plugin/sysusers.conf"),
 		"aws/iam-policy.json":                       data(t, all, "aws/iam-policy.json"),
 		"aws/key-policy.json":                       data(t, all, "aws/key-policy.json"),

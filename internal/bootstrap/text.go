@@ -126,7 +126,7 @@ func roleName(arn string) string { return base(arn) }
 // checkFile reads a file as the program does that it is for.
 func checkFile(f File) error {
 	switch {
-	case f.Path == "kms-plugin/config.yaml":
+	case f.Path == ConfigFile:
 		if _, problems := config.Parse(f.Data); problems != nil {
 			return problems
 		}

@@ -7,6 +7,7 @@ package boottime
 import (
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -77,10 +78,12 @@ func (s Stamp) Elapsed() time.Duration {
 	return max(0, time.Since(s.Wall))
 }
 
-func bootID() string {
+// bootID is read once: it cannot change while this process lives, and later the
+// file may not open any more (package harden).
+var bootID = sync.OnceValue(func() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return ""
 	}
 	return strings.TrimSpace(string(b))
-}
+})

@@ -95,6 +95,7 @@ func (k *checker) restarts(old *Config) {
 		{"stateDir", old.StateDir == k.c.StateDir},
 		{"listenAddress", old.ListenAddress == k.c.ListenAddress},
 		{"audit", old.Audit == k.c.Audit},
+		{"hardening", fmt.Sprint(old.Hardening) == fmt.Sprint(k.c.Hardening)},
 		{"logLevel", old.LogLevel == k.c.LogLevel},
 	} {
 		if !r.same {

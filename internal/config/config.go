@@ -21,6 +21,12 @@ const (
 	Kind       = "KMSPluginConfiguration"
 )
 
+// Suites of new local KEKs.
+const (
+	SuiteXAES = "xaes-256-gcm"
+	SuiteAES  = "aes-256-gcm"
+)
+
 // Config is one configuration file. docs/configuration.md describes every
 // field with its unit, default and range, and whether a change needs a restart;
 // a test holds that table against these structs.
@@ -32,13 +38,15 @@ type Config struct {
 	StateDir      string        `yaml:"stateDir"`      // disposable cache of wrapped local KEKs; restart
 	ListenAddress string        `yaml:"listenAddress"` // loopback host:port of /livez /readyz /metrics, "" is none; restart
 	Wrapping      keys.Wrapping `yaml:"wrapping"`
+	Suite         string        `yaml:"suite"`
 	Keys          []Key         `yaml:"keys"`
 	Audit         Audit         `yaml:"audit"` // restart
 	Probe         Probe         `yaml:"probe"`
 	Rotation      Rotation      `yaml:"rotation"`
 	Health        Health        `yaml:"health"`
 	Reload        Reload        `yaml:"reload"`
-	LogLevel      string        `yaml:"logLevel"` // debug, info, warn, error; restart
+	Hardening     Hardening     `yaml:"hardening"` // restart
+	LogLevel      string        `yaml:"logLevel"`  // debug, info, warn, error; restart
 
 	root *yaml.Node
 }
@@ -114,19 +122,31 @@ type Reload struct {
 	Interval time.Duration `yaml:"interval"`
 }
 
+// Hardening loosens what the process denies itself (package harden).
+type Hardening struct {
+	Dump       string   `yaml:"dump"`       // enforce or off
+	Memory     string   `yaml:"memory"`     // enforce or off
+	Privileges string   `yaml:"privileges"` // enforce or off
+	Syscalls   string   `yaml:"syscalls"`   // enforce, log or off
+	Files      string   `yaml:"files"`      // enforce or off
+	Readable   []string `yaml:"readable"`   // further files or directories that open
+}
+
 // defaults are what a file need not say.
 func defaults() *Config {
 	return &Config{
 		ListenAddress: "127.0.0.1:8082",
 		Wrapping:      keys.WrapLocalKEK,
+		Suite:         SuiteXAES,
 		Socket:        Socket{AllowedUIDs: []uint32{0}},
 		Audit:         Audit{OnFailure: "continue", Sync: "interval", Anchor: true},
 		Probe:         Probe{Interval: time.Minute},
 		Rotation:      Rotation{Observations: 3, SettleTime: 5 * time.Minute, ReadableFor: 10 * time.Minute},
 		Health: Health{MaxOutage: 24 * time.Hour, MaxOutageDecrypt: 72 * time.Hour, KeyState: time.Minute,
 			Authorization: 10 * time.Minute, Credential: 4 * time.Hour, WipeAfter: time.Hour},
-		Reload:   Reload{Interval: 10 * time.Second},
-		LogLevel: "info",
+		Reload:    Reload{Interval: 10 * time.Second},
+		Hardening: Hardening{Dump: "enforce", Memory: "enforce", Privileges: "enforce", Syscalls: "enforce", Files: "enforce"},
+		LogLevel:  "info",
 	}
 }
 

@@ -115,6 +115,10 @@ func TestParseRefuses(t *testing.T) {
 		"recipient, direct":    {replace("  role: write", "  role: write\n  alsoWrapWith: [lab]") + "wrapping: direct\n", 9, "no local KEK", "local-kek"},
 		"quorum":               {replace("keyARN: "+arn, "keyARN: "+arn+"\n    replicas: [x]\n    regionQuorum: most"), 12, "neither any nor all", ""},
 		"quorum of one":        {replace("keyARN: "+arn, "keyARN: "+arn+"\n    regionQuorum: all"), 11, "one region alone", "replicas"},
+		"suite":                {good + "suite: aes-128\n", 15, "neither xaes-256-gcm nor aes-256-gcm", "FIPS"},
+		"hardening mode":       {good + "hardening: {files: log}\n", 15, "neither enforce nor off", "syscalls has log"},
+		"privileges alone":     {good + "hardening: {privileges: off}\n", 15, "not to be had alone", "loosen syscalls and files"},
+		"relative readable":    {good + "hardening: {readable: [etc]}\n", 15, "not a clean absolute path", ""},
 		"logLevel":             {good + "logLevel: loud\n", 15, "none of debug", ""},
 	} {
 		c, problems := config.Parse([]byte(tc.in))
@@ -156,6 +160,7 @@ func TestCompare(t *testing.T) {
 		"retired writes":      {retired, change(change(good, "role: write", "role: read"), "role: read\n  generation", "role: write\n  generation"), "used before", false},
 		"context":             {good, change(good, arn, arn+"\n    encryptionContext: {a: b}"), "could not be opened", false},
 		"writes at once":      {good, change(good+"- {name: next, role: write, activateAt: 2026-01-01T00:00:00Z, localfile: {path: /next}}\n", "x", "x"), "before every instance can read it", false},
+		"hardening":           {good, good + "hardening: {files: off}\n", "a reload does not change it", true},
 		"socket":              {good, change(good, "kms.sock", "k.sock"), "a reload does not change it", true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -232,6 +237,11 @@ func FuzzParse(f *testing.F) {
 		c, p := config.Parse(data)
 		if (c == nil) != (p.Fatal() != nil) {
 			t.Fatalf("Parse = %v, %v", c, p)
+		}
+		for _, one := range p {
+			if strings.ContainsAny(one.Message, "\n\r") {
+				t.Fatalf("a problem of several lines: %q", one.Message)
+			}
 		}
 		_ = fmt.Sprint(p, config.StateDir(data))
 	})

@@ -143,6 +143,7 @@ func typeProblems(err error) Problems {
 	}
 	var out Problems
 	for _, text := range texts {
+		text = strings.Join(strings.Fields(text), " ") // a tag may hold line breaks
 		p := Problem{Message: strings.TrimPrefix(text, "yaml: ")}
 		if m := lineText.FindStringSubmatch(text); m != nil {
 			p.Line, _ = strconv.Atoi(m[1]) // the pattern lets only digits pass

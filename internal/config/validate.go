@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/fips140"
 	"fmt"
 	"net"
 	"net/netip"
@@ -47,9 +48,11 @@ func validate(c *Config) Problems {
 	if c.Wrapping != keys.WrapLocalKEK && c.Wrapping != keys.WrapDirect {
 		k.bad("wrapping", "local-kek is right unless every DEK seed must appear in the cloud's audit log", "%q is neither local-kek nor direct", c.Wrapping)
 	}
+	k.suite()
 	k.keys()
 	k.audit()
 	k.times()
+	k.hardening()
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":
 	default:
@@ -213,6 +216,31 @@ func (k *checker) audit() {
 		k.absolute("audit.path", a.Path)
 	} else if a.OnFailure == "refuse" {
 		k.bad("audit.path", "name the audit log", "onFailure: refuse needs a path")
+	}
+}
+
+func (k *checker) suite() {
+	switch c := k.c; {
+	case c.Suite != SuiteXAES && c.Suite != SuiteAES:
+		k.bad("suite", "leave it out unless FIPS 140-3 is demanded", "%q is neither %s nor %s", c.Suite, SuiteXAES, SuiteAES)
+	case c.Suite == SuiteXAES && c.Wrapping == keys.WrapLocalKEK && fips140.Enforced():
+		k.bad("suite", "write suite: "+SuiteAES, "%s is not approved by FIPS 140-3, and this process allows nothing else (fips140=only)", c.Suite)
+	}
+}
+
+func (k *checker) hardening() {
+	h := k.c.Hardening
+	for _, m := range []struct{ path, value string }{{"dump", h.Dump}, {"memory", h.Memory}, {"privileges", h.Privileges}, {"syscalls", h.Syscalls}, {"files", h.Files}} {
+		if m.value == "enforce" || m.value == "off" || m.path == "syscalls" && m.value == "log" {
+			continue
+		}
+		k.bad("hardening."+m.path, "only hardening.syscalls has log too", "%q is neither enforce nor off", m.value)
+	}
+	if h.Privileges == "off" && (h.Syscalls != "off" || h.Files != "off") {
+		k.bad("hardening.privileges", "loosen syscalls and files too, or leave it out", "off is not to be had alone: the kernel demands it for the other two")
+	}
+	for i, path := range h.Readable {
+		k.absolute(fmt.Sprintf("hardening.readable[%d]", i), path)
 	}
 }
 

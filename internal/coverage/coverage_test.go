@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -202,6 +203,37 @@ func TestResourceOfSeveralPlaces(t *testing.T) {
 	}
 	if r.Totals.Total != 4 {
 		t.Errorf("%d in all, want 4", r.Totals.Total)
+	}
+}
+
+// Where what kube-apiserver keeps beside its prefix is read before what is of others, each
+// stays what it is.
+func TestBesideAndOutside(t *testing.T) {
+	s := &source{}
+	s.add("masterleases/10.0.0.1", "1")
+	s.add("others/x", "1")
+	s.add("others/y", "1")
+	r := scan(t, s, Options{})
+	if beside, others := resource(t, r, "masterleases/10.0.0.1"), resource(t, r, "(outside /registry)"); beside.Total != 1 || others.Total != 2 || beside.Expected == others.Expected {
+		t.Errorf("%d beside (%s), %d outside (%s)", beside.Total, beside.Expected, others.Total, others.Expected)
+	}
+}
+
+// What is not kube-apiserver's, or all under a wrong prefix, takes no memory of its own.
+func TestManyOutside(t *testing.T) {
+	s := &source{}
+	for i := range 50_000 {
+		s.add(fmt.Sprintf("/calico/%d", i), "1")
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	r := scan(t, s, Options{})
+	runtime.ReadMemStats(&after)
+	if got := resource(t, r, "(outside /registry)").Total; got != 50_000 {
+		t.Errorf("%d outside, want 50,000", got)
+	}
+	if b := (after.TotalAlloc - before.TotalAlloc) / 50_000; b > 100 {
+		t.Errorf("%d bytes for each object", b)
 	}
 }
 

@@ -162,11 +162,17 @@ func (t *tally) group(key []byte, v stored.Value) *group {
 	return g
 }
 
+// outside is the place of all keys that are not kube-apiserver's.
+var outside = []byte("outside")
+
 // placeOf is the part of a key that tells the resource: the first two segments
 // below the prefix. It may split a resource in two; report joins it again.
 func placeOf(key []byte, prefix string) []byte {
 	if !bytes.HasPrefix(key, []byte(prefix)) || len(key) == len(prefix) || key[len(prefix)] != '/' {
-		return key[:min(len(key), 64)]
+		if stored.Beside(key) {
+			return key[:min(len(key), 64)]
+		}
+		return outside // one place: there may be millions, of others or of a wrong prefix
 	}
 	rest := key[len(prefix)+1:]
 	i := bytes.IndexByte(rest, '/')

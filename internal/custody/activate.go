@@ -65,7 +65,22 @@ func (k *Custodian) due(h *held) bool {
 		return false
 	}
 	a := v.active
-	return a == nil || !a.stands(e, v.ring) || a.wrappedOnly() || k.ripe(h.candidate, v.ring.Wrapping())
+	return a == nil || !a.stands(e, v.ring) || a.wrappedOnly() || h.candidate.seen == 0 && k.otherSuite(a) || k.ripe(h.candidate, v.ring.Wrapping())
+}
+
+// suite is what new local KEKs seal with.
+func (k *Custodian) suite() localkek.Suite {
+	if s := k.settings().Suite; s != 0 {
+		return s
+	}
+	return localkek.XAES
+}
+
+// otherSuite says whether the local KEK in use seals by another suite than the
+// configured one. key_id stays: all of both suites opens everywhere. While new
+// material is on its way nothing is done about it: the adoption of that does it too.
+func (k *Custodian) otherSuite(a *active) bool {
+	return a.kind == keys.BlobLocalKEK && a.suite != envelope.Suite(k.suite())
 }
 
 // adopt makes a key the write key, or takes up its local KEK again.
@@ -85,7 +100,14 @@ func (k *Custodian) adopt(ctx context.Context, h *held) error {
 	if same {
 		want = h.candidate.material
 	}
+	suiteAlone := same && !k.ripe(h.candidate, v.ring.Wrapping())
+	if suiteAlone {
+		want = a.material
+	}
 	next, o, err := k.create(ctx, h, e, v.ring, want)
+	if errors.Is(err, errOtherMaterial) && suiteAlone {
+		return k.probeWrap(ctx, h) // it is seen, and counted from here
+	}
 	if errors.Is(err, errOtherMaterial) {
 		h.candidate = candidate{}
 		k.event(slog.LevelInfo, "rotation", err.Error(), h, a.keyID, nil)
@@ -107,10 +129,11 @@ func (k *Custodian) restore(ctx context.Context, h *held, a *active) error {
 	}
 	v := k.view.Load()
 	by := v.ordered(refsOf(hd)) // closed ones too: this is how they open again
-	ctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
+	bounded, cancel := context.WithTimeout(ctx, ProbeTimeout)
 	defer cancel()
-	o, err := unwrapAny(ctx, v.ring.ClusterID(), by, hd, func(e *keys.Entry, err error) {
+	o, err := unwrapAny(bounded, v.ring.ClusterID(), by, hd, func(e *keys.Entry, err error) {
 		if o := v.held[e]; err == nil || o == h && !errors.Is(err, keys.ErrContradiction) && !errors.Is(err, keys.ErrMalformed) && keys.ClassOf(err) != keys.ClassData {
+			// By the prober's ctx: that the time of the call is up is an outage, not our shutdown.
 			o.observe(ctx, o.health.Unwrap, err) // one that opened is open again, or settle would wipe it at once
 		}
 	})
@@ -134,7 +157,8 @@ func (k *Custodian) restore(ctx context.Context, h *held, a *active) error {
 // create makes what a new key_id needs, by a wrap that was verified. With want
 // set, another material than that one is errOtherMaterial.
 func (k *Custodian) create(ctx context.Context, h *held, e *keys.Entry, r *keys.Ring, want string) (*active, *opened, error) {
-	local, secret, err := localkek.Generate()
+	suite := k.suite()
+	local, secret, err := localkek.Generate(suite)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -153,7 +177,7 @@ func (k *Custodian) create(ctx context.Context, h *held, e *keys.Entry, r *keys.
 	h.kept.Store(&state.Kept{Type: t, Blob: ver.Blob})
 	hd := headerOf(r, e, ver.Material)
 	if r.Wrapping() == keys.WrapLocalKEK {
-		hd.LocalKEK, hd.Wrapped = local.ID(), ver.Blob
+		hd.Suite, hd.LocalKEK, hd.Wrapped = envelope.Suite(suite), local.ID(), ver.Blob
 		if err := k.wrapAlso(ctx, e, secret, hd); err != nil {
 			return nil, nil, err
 		}
@@ -171,7 +195,7 @@ func newActive(h *held, e *keys.Entry, clusterID string, hd *envelope.Header) (*
 	if err != nil {
 		return nil, fmt.Errorf("build the header of key %q: %w", e.Name, err)
 	}
-	a := &active{held: h, entry: e, material: hd.Material, refs: refsOf(hd), header: raw, digest: envelope.Digest(raw), kind: hd.Type,
+	a := &active{held: h, entry: e, material: hd.Material, refs: refsOf(hd), header: raw, digest: envelope.Digest(raw), kind: hd.Type, suite: hd.Suite,
 		keyID:       keys.KeyID(e.Name, hd.Facts(clusterID)),
 		annotations: map[string][]byte{envelope.AnnotationKey: raw},
 		detail:      plugin.Detail{KEK: hd.Identity}}

@@ -33,6 +33,7 @@ type Tuning struct {
 	SettleTime    time.Duration // at least this long after its first sight
 	ReadableFor   time.Duration // how long a key must have been readable here before it writes
 	Limits        health.Limits
+	Suite         localkek.Suite // of new local KEKs; 0 is XAES-256-GCM
 }
 
 // Config is what a Custodian starts with.
@@ -125,6 +126,7 @@ type active struct {
 	refs        []kekRef // KEK and co-recipients, as in the header
 	header      []byte
 	digest      [32]byte
+	suite       envelope.Suite
 	annotations map[string][]byte
 	kind        keys.BlobType // of the seeds under this header
 	local       *localkek.Key // nil: wrapping direct, or wrapped only and not in memory

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,6 +36,7 @@ type cloud struct {
 	view     func(call int) string
 	fail     map[keys.Op]error
 	hang     bool
+	slow     time.Duration // before each answer
 	calls    map[keys.Op]int
 	bound    []string // types of the contexts seen
 	anchors  []string // "<type> <anchor>" of those with an anchor
@@ -73,6 +75,12 @@ func (c *cloud) set(class keys.Class, ops ...keys.Op) {
 	}
 }
 
+func (c *cloud) delay(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.slow = d
+}
+
 func (c *cloud) count(op keys.Op) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,8 +96,9 @@ func (c *cloud) begin(ctx context.Context, op keys.Op, bound keys.Context) error
 	if a := bound[keys.ContextAudit]; a != "" {
 		c.anchors = append(c.anchors, string(op)+" "+bound[keys.ContextType]+" "+a)
 	}
-	err, hang := c.fail[op], c.hang
+	err, hang, slow := c.fail[op], c.hang, c.slow
 	c.mu.Unlock()
+	time.Sleep(slow)
 	if hang {
 		<-ctx.Done()
 		return &keys.Error{Class: keys.ClassOutage, Op: op, Key: c.identity, Err: ctx.Err()}
@@ -166,6 +175,7 @@ func (w *watcher) saw(kind string, level slog.Level) bool {
 }
 
 var tuning = custody.Tuning{
+	Suite:         testSuite(),
 	ProbeInterval: time.Minute, Observations: 3, SettleTime: 5 * time.Minute, ReadableFor: 10 * time.Minute,
 	Limits: health.Limits{MaxOutage: 5 * time.Hour, MaxOutageDecrypt: 8 * time.Hour, KeyState: time.Minute,
 		Authorization: 10 * time.Minute, Credential: 4 * time.Hour, WipeAfter: time.Hour},
@@ -353,6 +363,33 @@ func TestRestartInAnOutage(t *testing.T) {
 			t.Errorf("key_id after the outage = %q, want %q", got.KeyID, id)
 		}
 	})
+}
+
+// A start in a black hole names its cause, whether or not there is a state file.
+func TestStartInABlackHole(t *testing.T) {
+	for name, known := range map[string]bool{"with state": true, "without": false} {
+		bubble(name, func(t *testing.T) {
+			c, dir := newCloud("a"), t.TempDir()
+			if known {
+				start(t, ring(t, write("prod", c)), dir).stop()
+			}
+			c.mu.Lock()
+			c.hang = true
+			c.mu.Unlock()
+			i := start(t, ring(t, write("prod", c)), dir)
+			sleep(time.Minute)
+			if _, err := i.Seal(t.Context(), seed); !errors.Is(err, keys.ErrNotReady) || !strings.Contains(err.Error(), "deadline exceeded") {
+				t.Errorf("Seal = %v, want ErrNotReady with the cause", err)
+			}
+			op := i.Report().Keys[0].Wrap
+			if known {
+				op = i.Report().Keys[0].Unwrap
+			}
+			if op.State != health.Degraded {
+				t.Errorf("state %s after a minute, want degraded", op.State)
+			}
+		})(t)
+	}
 }
 
 func TestOutageClosesNothingBeforeItsLimit(t *testing.T) {
@@ -714,6 +751,54 @@ func TestBlackHole(t *testing.T) {
 			t.Errorf("the last of a thousand Decrypts failed after %s, want 2.5s", d)
 		}
 	})
+}
+
+// A flood of unknown local KEKs that the KMS answers: what exceeds both the waiting
+// places and the tokens is refused at once, and what is known opens beside it.
+func TestFloodOfUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud("a")
+		unknown := mustSeal(t, start(t, ring(t, write("prod", c)), ""))
+		i := start(t, ring(t, write("prod", c)), "")
+		own := mustSeal(t, i)
+		const n = 5000
+		var answered atomic.Int64
+		for n := range n {
+			s := unknown
+			s.Annotations = map[string][]byte{envelope.AnnotationKey: damagedHeader(t, unknown, n)}
+			go func() {
+				if err := open(t.Context(), i, s); err == nil {
+					t.Error("opened what no KEK unwrapped")
+				}
+				answered.Add(1)
+			}()
+		}
+		sleep(500 * time.Millisecond)
+		if got := answered.Load(); got < n-256 {
+			t.Errorf("%d of %d are answered in half a second: the others keep Status from its stream", got, n)
+		}
+		mustOpen(t, i, own)
+		mustKeyID(t, i)
+		sleep(2 * time.Second)
+		if got := answered.Load(); got != n {
+			t.Errorf("%d of %d are answered when their time is up", got, n)
+		}
+	})
+}
+
+// damagedHeader is one that its KMS refuses to unwrap.
+func damagedHeader(t *testing.T, s plugin.Sealed, n int) []byte {
+	h, err := envelope.Parse(strangerHeader(t, s, n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Wrapped = append([]byte(nil), h.Wrapped...)
+	h.Wrapped[len(h.Wrapped)-1]++
+	raw, err := h.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
 }
 
 // strangerHeader is a header of a local KEK that nobody has.

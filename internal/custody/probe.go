@@ -1,6 +1,7 @@
 package custody
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
@@ -62,13 +63,16 @@ func (k *Custodian) cycle(ctx context.Context, h *held) error {
 		}
 		return failed
 	}
+	var waits error // for a co-recipient: the key itself wrapped, and is probed as ever
 	if k.due(h) {
-		return k.adopt(ctx, h)
+		if waits = k.adopt(ctx, h); !errors.Is(waits, errPartly) {
+			return waits
+		}
 	}
 	if k.writes(h) {
-		return k.probeWrap(ctx, h)
+		return cmp.Or(k.probeWrap(ctx, h), waits)
 	}
-	return k.probeKept(ctx, h)
+	return cmp.Or(k.probeKept(ctx, h), waits)
 }
 
 // writes tells whether a key is probed by wrapping: the write key, and one that
@@ -92,12 +96,18 @@ func (k *Custodian) probeWrap(ctx context.Context, h *held) error {
 	if err != nil {
 		return err
 	}
-	if anchor == "" || h.kept.Load() == nil { // one without an anchor is read by every release
-		h.kept.Store(&state.Kept{Type: keys.BlobProbe, Blob: v.Blob, Anchor: anchor})
-	}
+	h.keep(v.Blob, anchor)
 	k.noteMaterial(h, v.Material)
 	k.touch()
 	return nil
+}
+
+// keep remembers a canary, for probes that do not wrap. One without an anchor is read by
+// every release, so none with an anchor takes its place.
+func (h *held) keep(blob []byte, anchor string) {
+	if anchor == "" || h.kept.Load() == nil {
+		h.kept.Store(&state.Kept{Type: keys.BlobProbe, Blob: blob, Anchor: anchor})
+	}
 }
 
 // observe tells the health of an operation what a canary was answered. Where there

@@ -46,7 +46,7 @@ type regionAnswer struct {
 // probeRegions asks every region by itself, at the same time: one that is silent
 // must not delay the others. What they say together is the health of the key.
 func (k *Custodian) probeRegions(ctx context.Context, h *held, r keys.Regional) error {
-	wraps, kept := k.writes(h), h.kept.Load()
+	wraps, kept, anchor := k.writes(h), h.kept.Load(), k.anchor()
 	if !wraps && kept == nil {
 		return nil
 	}
@@ -54,7 +54,7 @@ func (k *Custodian) probeRegions(ctx context.Context, h *held, r keys.Regional) 
 	answers := make([]regionAnswer, len(all))
 	var wg sync.WaitGroup
 	for i, one := range all {
-		wg.Go(func() { answers[i] = k.askRegion(ctx, h, one, wraps, kept) })
+		wg.Go(func() { answers[i] = k.askRegion(ctx, h, one, wraps, anchor, kept) })
 	}
 	wg.Wait()
 	if ctx.Err() != nil {
@@ -67,12 +67,16 @@ func (k *Custodian) probeRegions(ctx context.Context, h *held, r keys.Regional) 
 	quorum := h.entry.Load().RegionQuorum
 	h.health.Wrap.ObserveRegions(h.regions.answers(keys.OpWrap, all, answers), quorum)
 	h.health.Unwrap.ObserveRegions(h.regions.answers(keys.OpUnwrap, all, answers), quorum)
-	k.noteRegions(h, answers)
-	return together(answers)
+	k.noteRegions(h, anchor, answers)
+	err := together(answers)
+	if err == nil || errors.Is(err, errPartly) {
+		k.touch()
+	}
+	return err
 }
 
 // askRegion makes the canaries of one region.
-func (k *Custodian) askRegion(ctx context.Context, h *held, r keys.Region, wraps bool, kept *state.Kept) regionAnswer {
+func (k *Custodian) askRegion(ctx context.Context, h *held, r keys.Region, wraps bool, anchor string, kept *state.Kept) regionAnswer {
 	a := regionAnswer{said: map[keys.Op]error{}}
 	named := func(err error) error {
 		if err != nil {
@@ -86,7 +90,7 @@ func (k *Custodian) askRegion(ctx context.Context, h *held, r keys.Region, wraps
 		if _, err := rand.Read(canary); err != nil {
 			return a
 		}
-		v, werr, uerr := k.askBoth(ctx, r.KEK, e, keys.BlobProbe, "", canary)
+		v, werr, uerr := k.askBoth(ctx, r.KEK, e, keys.BlobProbe, anchor, canary)
 		a.said[keys.OpWrap], a.verified = named(werr), v
 		if werr == nil {
 			a.said[keys.OpUnwrap] = named(uerr)
@@ -125,14 +129,14 @@ func (k *Custodian) forgetKept(h *held, kept *state.Kept, answers []regionAnswer
 
 // noteRegions keeps a fresh blob and counts the sight of a material: only one on
 // which all regions that wrapped agree.
-func (k *Custodian) noteRegions(h *held, answers []regionAnswer) {
+func (k *Custodian) noteRegions(h *held, anchor string, answers []regionAnswer) {
 	materials := map[string]bool{}
 	for _, a := range answers {
 		if a.verified.Blob == nil {
 			continue
 		}
 		if len(materials) == 0 {
-			h.kept.Store(&state.Kept{Type: keys.BlobProbe, Blob: a.verified.Blob})
+			h.keep(a.verified.Blob, anchor)
 		}
 		materials[a.verified.Material] = true
 	}

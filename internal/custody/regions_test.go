@@ -3,6 +3,8 @@ package custody_test
 import (
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -296,6 +298,37 @@ func TestKeptBlobIsForgotten(t *testing.T) {
 		sleep(2 * time.Minute)
 		if !i.w.saw("probe", slog.LevelWarn) || !slices.ContainsFunc(i.Report().Keys, func(k custody.KeyReport) bool { return k.Name == "old" && !k.Unwrap.OpenShut }) {
 			t.Error("a damaged blob closed the key, or was not told of")
+		}
+	})
+}
+
+// A key of several regions is probed as one of a single region: with the anchor, in
+// each of them, and its last good answer is written down, also while one is away.
+func TestRegionsCarryTheAnchor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		eu, dir, w := newCloud("mrk"), t.TempDir(), &watcher{}
+		us := eu.replica()
+		startWith(t, w, custody.Config{Ring: ring(t, several(t, "", eu, us)), Tuning: tuning, StateDir: dir, Observer: w, Anchor: func() string { return "end" }})
+		for _, away := range []bool{false, true} {
+			if away {
+				eu.set(keys.ClassOutage, both...)
+			}
+			sleep(30 * time.Minute)
+			if err := os.Remove(filepath.Join(dir, "state.json")); err != nil {
+				t.Fatal(err)
+			}
+			us.mu.Lock()
+			eu.anchors, us.anchors = nil, nil
+			us.mu.Unlock()
+			sleep(3 * time.Minute)
+			if _, err := os.Stat(filepath.Join(dir, "state.json")); err != nil {
+				t.Errorf("one away: %t: the state is not written any more: %v", away, err)
+			}
+			us.mu.Lock()
+			if len(eu.anchors) == 0 && !away || len(us.anchors) == 0 {
+				t.Errorf("one away: %t: anchors %q and %q", away, eu.anchors, us.anchors)
+			}
+			us.mu.Unlock()
 		}
 	})
 }

@@ -69,7 +69,11 @@ func (k *Custodian) notReady() error {
 	if b := v.held[e].blocked.Load(); b != nil {
 		return fmt.Errorf("%w: %w", keys.ErrNotReady, b.err)
 	}
-	if s := v.held[e].health.Seal(); s.Err != nil {
+	s := v.held[e].health.Seal()
+	if a := v.active; s.Err != nil && a != nil && a.stands(e, v.ring) {
+		return fmt.Errorf("%w: the local KEK is not in memory yet, and key %q does not unwrap it: %w", keys.ErrNotReady, e.Name, s.Err)
+	}
+	if s.Err != nil {
 		return fmt.Errorf("%w: no wrap with key %q has succeeded yet: %w", keys.ErrNotReady, e.Name, s.Err)
 	}
 	return fmt.Errorf("%w: the first wrap with key %q is under way", keys.ErrNotReady, e.Name)

@@ -3,6 +3,7 @@ package custody
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -49,11 +50,14 @@ type unwrapper struct {
 }
 
 func newUnwrapper() *unwrapper {
-	g := newGate()
-	return &unwrapper{
+	unknown := rate.NewLimiter(unknownPerSecond, unknownBurst)
+	g := newGate(func() bool { return unknown.Tokens() < 1 })
+	u := &unwrapper{
 		gate: g, locals: newFlights[*opened](g, remoteLocal), seeds: newFlights[keys.Secret](g, remoteDirect),
-		unknown: rate.NewLimiter(unknownPerSecond, unknownBurst), known: map[digest]*opened{},
+		unknown: unknown, known: map[digest]*opened{},
 	}
+	u.seeds.patient = true // a cold start has a seed for each object
+	return u
 }
 
 func (u *unwrapper) get(d digest) *opened {
@@ -128,7 +132,10 @@ func unwrapLocal(ctx context.Context, clusterID string, e *keys.Entry, h *envelo
 	if err != nil {
 		return nil, err
 	}
-	k, err := localkek.Open(secret, h.LocalKEK)
+	k, err := localkek.Open(secret, h.LocalKEK, localkek.Suite(h.Suite))
+	if errors.Is(err, localkek.ErrSuite) {
+		return nil, fmt.Errorf("%w: %w", keys.ErrMalformed, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: key %q: %w", keys.ErrContradiction, e.Name, err)
 	}

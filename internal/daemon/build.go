@@ -17,13 +17,20 @@ import (
 	"kms-plugin.io/pkg/keys"
 	"kms-plugin.io/pkg/keys/awskms"
 	"kms-plugin.io/pkg/keys/localfile"
+	"kms-plugin.io/pkg/keys/localkek"
 	"kms-plugin.io/pkg/keys/regions"
 )
+
+// links are what KEKs use of this process; none of them for a doctor.
+type links struct {
+	metrics *metrics.Metrics
+	broker  *awskms.Broker
+}
 
 // build makes the ring that a configuration describes: offline, no call to any
 // KMS. KEKs of the ring before are taken over where nothing about them changed,
 // so that their connections and credentials live on.
-func build(ctx context.Context, c *config.Config, m *metrics.Metrics, before map[string]keys.KEK) (*keys.Ring, map[string]keys.KEK, config.Problems) {
+func build(ctx context.Context, c *config.Config, l links, before map[string]keys.KEK) (*keys.Ring, map[string]keys.KEK, config.Problems) {
 	var problems config.Problems
 	var entries []keys.Entry
 	keks := map[string]keys.KEK{}
@@ -31,7 +38,7 @@ func build(ctx context.Context, c *config.Config, m *metrics.Metrics, before map
 		kek, ok := before[k.Fingerprint()]
 		if !ok || k.LocalFile != nil { // a keyset may have new keys under the same path
 			var err error
-			if kek, err = provider(ctx, k, m); err != nil {
+			if kek, err = provider(ctx, k, l); err != nil {
 				problems = append(problems, problemOf(c, fmt.Sprintf("keys[%d]", i), k.Name, err))
 				continue
 			}
@@ -51,29 +58,30 @@ func build(ctx context.Context, c *config.Config, m *metrics.Metrics, before map
 }
 
 // Provider makes the KEK of a key: offline, no call to any KMS.
-func Provider(ctx context.Context, k config.Key) (keys.KEK, error) { return provider(ctx, k, nil) }
+func Provider(ctx context.Context, k config.Key) (keys.KEK, error) { return provider(ctx, k, links{}) }
 
-func provider(ctx context.Context, k config.Key, m *metrics.Metrics) (keys.KEK, error) {
+func provider(ctx context.Context, k config.Key, l links) (keys.KEK, error) {
 	switch {
 	case k.AWSKMS != nil:
-		return awsKEK(ctx, k, m)
+		return awsKEK(ctx, k, l)
 	case k.LocalFile != nil:
 		kek, err := localfile.New(k.LocalFile.Path)
-		return metered{KEK: kek, name: k.Name, metrics: m}, err
+		return metered{KEK: kek, name: k.Name, metrics: l.metrics}, err
 	}
 	return nil, errors.New("no provider")
 }
 
 // awsKEK meters each region by itself, below the choice among them.
-func awsKEK(ctx context.Context, k config.Key, m *metrics.Metrics) (keys.KEK, error) {
-	a := k.AWSKMS
-	all, err := awskms.Regions(ctx, AWSConfig(k))
+func awsKEK(ctx context.Context, k config.Key, l links) (keys.KEK, error) {
+	a, aws := k.AWSKMS, AWSConfig(k)
+	aws.Broker = l.broker
+	all, err := awskms.Regions(ctx, aws)
 	if err != nil {
 		return nil, err
 	}
 	var in []keys.Region
 	for _, one := range all {
-		in = append(in, keys.Region{Name: one.Region(), KEK: metered{KEK: one, name: k.Name, metrics: m}})
+		in = append(in, keys.Region{Name: one.Region(), KEK: metered{KEK: one, name: k.Name, metrics: l.metrics}})
 	}
 	if len(in) == 1 {
 		return in[0].KEK, nil
@@ -117,7 +125,12 @@ func problemOf(c *config.Config, path, name string, err error) config.Problem {
 }
 
 func tuning(c *config.Config) custody.Tuning {
+	suite := localkek.XAES
+	if c.Suite == config.SuiteAES {
+		suite = localkek.AES
+	}
 	return custody.Tuning{
+		Suite:         suite,
 		ProbeInterval: c.Probe.Interval,
 		Observations:  c.Rotation.Observations, SettleTime: c.Rotation.SettleTime, ReadableFor: c.Rotation.ReadableFor,
 		Limits: health.Limits{MaxOutage: c.Health.MaxOutage, MaxOutageDecrypt: c.Health.MaxOutageDecrypt,

@@ -21,6 +21,7 @@ import (
 	"kms-plugin.io/internal/cli"
 	"kms-plugin.io/internal/config"
 	"kms-plugin.io/internal/custody"
+	"kms-plugin.io/internal/harden"
 	"kms-plugin.io/internal/httpserver"
 	"kms-plugin.io/internal/metrics"
 	"kms-plugin.io/internal/systemd"
@@ -44,6 +45,12 @@ type Options struct {
 	// Passed is the socket that systemd holds for us, nil to bind our own.
 	Passed *os.File
 	Notify *systemd.Notifier // nil tells nobody
+	// Confine is called when every listener is bound; nil leaves the process as
+	// it is, as tests need that run the daemon within their own.
+	Confine func(harden.Policy) *harden.Result
+	// Broker is called before that if a profile of this host names a program that
+	// gives credentials; nil has this process start it.
+	Broker func() (*awskms.Broker, error)
 }
 
 // daemon is one running instance.
@@ -56,6 +63,8 @@ type daemon struct {
 	stateDir string
 	anchor   func() string // nil: probes carry nothing
 	keepers  *keepers
+	sandbox  *harden.Result // nil: not confined
+	broker   *awskms.Broker // nil: no program gives credentials, or this process starts it
 }
 
 // loaded is the configuration in force.
@@ -89,6 +98,7 @@ func Run(ctx context.Context, o Options) error {
 	server := plugin.NewServer(plugin.NewService(d.custody, d.observer), plugin.ServerConfig{
 		Credentials: d.peers(c), Observer: d.observer, Log: log,
 	})
+	d.confine(ctx, o.Confine)
 	log.Info("serving", "socket", c.Socket.Path, "passed", o.Passed != nil, "clusterID", c.ClusterID, "version", cli.Version(), "http", address(web))
 	return d.serve(ctx, o, first.registry, server, sock, web)
 }
@@ -121,7 +131,7 @@ func (d *daemon) serve(ctx context.Context, o Options, reg *prometheus.Registry,
 	})
 	d.notify.ready()
 	if web != nil {
-		metricsHandler := promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+		metricsHandler := promhttp.HandlerFor(d.observer.Gatherer(reg), promhttp.HandlerOpts{})
 		g.Go(func() error {
 			return httpserver.Run(ctx, web, httpserver.Config{Ready: d.custody.Ready, Metrics: metricsHandler})
 		})
@@ -155,7 +165,11 @@ func start(ctx context.Context, o Options) (started, error) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m := metrics.New(reg, cli.Version())
-	choice, err := o.Source.first(ctx, m)
+	broker, err := broker(ctx, o.Broker)
+	if err != nil {
+		return started{}, err
+	}
+	choice, err := o.Source.first(ctx, links{m, broker})
 	if err != nil {
 		return started{}, err
 	}
@@ -168,7 +182,7 @@ func start(ctx context.Context, o Options) (started, error) {
 	if err != nil {
 		return started{}, cli.WithHint(err, "audit.path names it; leave it out for no audit log")
 	}
-	d := &daemon{source: o.Source, observer: obs, notify: &notifier{to: o.Notify, log: obs.log}, stateDir: c.StateDir, keepers: newKeepers(obs)}
+	d := &daemon{source: o.Source, observer: obs, notify: &notifier{to: o.Notify, log: obs.log}, stateDir: c.StateDir, keepers: newKeepers(obs), broker: broker}
 	if c.Audit.Anchor {
 		d.anchor = obs.audit.Anchor
 	}
@@ -245,10 +259,14 @@ func (d *daemon) rejected(err error) {
 }
 
 func (d *daemon) peers(c *config.Config) *unixsocket.PeerCredentials {
-	return unixsocket.NewPeerCredentials(c.Socket.AllowedUIDs, func(p unixsocket.Peer) {
+	return unixsocket.NewPeerCredentials(c.Socket.AllowedUIDs, func(p unixsocket.Peer, err error) {
 		d.observer.PeerRefused()
-		d.observer.log.Error("peer refused: its uid is not in socket.allowedUIDs", "uid", p.UID, "pid", p.PID)
-		_ = d.observer.audit.Record(audit.Record{Op: "connect", Outcome: "refused", Error: fmt.Sprintf("uid %d, pid %d", p.UID, p.PID)})
+		hint := "add its uid to socket.allowedUIDs if it is kube-apiserver"
+		if errors.Is(err, unixsocket.ErrFull) {
+			hint = "find out what keeps connections open: ss -xp"
+		}
+		d.observer.log.Error("peer refused", "uid", p.UID, "pid", p.PID, "error", err.Error(), "hint", hint)
+		_ = d.observer.audit.Record(audit.Record{Op: "connect", Outcome: "refused", Error: fmt.Sprintf("%v, pid %d", err, p.PID)})
 	})
 }
 
@@ -256,29 +274,4 @@ func newLogger(w io.Writer, level string) *slog.Logger {
 	var l slog.Level
 	_ = l.UnmarshalText([]byte(level)) // validated by package config
 	return slog.New(newSampler(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l})))
-}
-
-func listenSocket(path string, passed *os.File) (net.Listener, error) {
-	if passed != nil {
-		return unixsocket.Adopt(passed, path)
-	}
-	return unixsocket.Listen(path)
-}
-
-func listenHTTP(addr string) (net.Listener, error) {
-	if addr == "" {
-		return nil, nil
-	}
-	ln, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, cli.WithHint(fmt.Errorf("listenAddress: %w", err), "choose a free port, or listenAddress: \"\" for none")
-	}
-	return ln, nil
-}
-
-func address(ln net.Listener) string {
-	if ln == nil {
-		return ""
-	}
-	return ln.Addr().String()
 }

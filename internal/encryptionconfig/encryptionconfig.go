@@ -47,6 +47,7 @@ type Config struct {
 	order    []*Rule
 	kms      []KMS
 	shadowed []string
+	hash     string
 }
 
 // KMS is one kms provider as the file has it, with nothing filled in.
@@ -140,7 +141,7 @@ func Parse(data []byte) (*Config, error) {
 	if len(f.Resources) == 0 {
 		return nil, errors.New("no resources")
 	}
-	c := &Config{rules: map[stored.GroupResource]*Rule{}}
+	c := &Config{rules: map[stored.GroupResource]*Rule{}, hash: hashOf(data)}
 	names := map[string]bool{}
 	for i, r := range f.Resources {
 		providers, err := providersOf(r.Providers)
@@ -180,10 +181,10 @@ func oneLine(err error) string {
 	s := t.Errors[0]
 	if before, _, found := strings.Cut(s, " into "); found {
 		if i := strings.IndexByte(before, '`'); i >= 0 {
-			return before[:i] + "a value of the wrong type"
+			s = before[:i] + "a value of the wrong type"
 		}
 	}
-	return s
+	return strings.Join(strings.Fields(s), " ") // a tag may hold line breaks
 }
 
 var errProvider = errors.New("each provider has exactly one of kms, aescbc, aesgcm, secretbox, identity")

@@ -75,7 +75,7 @@ func Parse(b []byte) (*Header, error) {
 // checkKind holds type, suite and generation against each other.
 func (h *Header) checkKind() error {
 	switch {
-	case h.Type == keys.BlobLocalKEK && h.Suite != SuiteXAES:
+	case h.Type == keys.BlobLocalKEK && h.Suite != SuiteXAES && h.Suite != SuiteAES:
 		return malformed("suite %d is not known to this release", h.Suite)
 	case h.Type == keys.BlobSeed && h.Suite != SuiteNone:
 		return malformed("suite %d with a seed that the KEK wrapped itself", h.Suite)

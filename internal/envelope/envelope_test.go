@@ -41,10 +41,12 @@ func goldenHeaders() map[string]*envelope.Header {
 		envelope.Recipient{Identity: "awskms:aws-us-gov:us-gov-west-1:777788889999:1234abcd-12ab-34cd-56ef-1234567890ab", Wrapped: blob})
 	direct := base
 	direct.Suite, direct.Type, direct.LocalKEK, direct.Wrapped = envelope.SuiteNone, keys.BlobSeed, [32]byte{}, nil
+	aes := base
+	aes.Suite = envelope.SuiteAES
 	bare := direct
 	bare.Material = ""
 	return map[string]*envelope.Header{"v1-aws": &base, "v1-localfile": &lab, "v1-two-recipients": &two, "v1-direct": &direct, "v1-no-material": &bare,
-		"v1-three-recipients": &three, "v1-five-recipients": &full}
+		"v1-three-recipients": &three, "v1-five-recipients": &full, "v1-aes": &aes}
 }
 
 func readGolden(t *testing.T) map[string][]byte {

@@ -9,7 +9,8 @@
 // big-endian; str8 is a length byte and that many bytes.
 //
 //	 1  format      1
-//	 1  suite       0 none (wrapping: direct), 1 XAES-256-GCM
+//	 1  suite       0 none (wrapping: direct), 1 XAES-256-GCM, 2 AES-256-GCM under a
+//	                key derived for each seal (package localkek)
 //	 1  blob type   1 sealed under a local KEK, 2 seed wrapped by the KEK itself
 //	 .  identity    str8, 1..200 printable ASCII: KEK, without region if multi-Region
 //	 .  material    1 byte encoding: 0 text, then str8 of 0..128 printable ASCII;
@@ -33,7 +34,8 @@
 //
 //	1  format      1
 //	1  blob type   as in the header
-//	.  blob type 1: XAES-256-GCM nonce ‖ ciphertext ‖ tag of the seed
+//	.  blob type 1: suite 1: 24 bytes nonce ‖ ciphertext ‖ tag of the seed
+//	                suite 2: 16 bytes salt ‖ 12 bytes nonce ‖ ciphertext ‖ tag
 //	   blob type 2: the blob that the KEK made of the seed
 //
 // # Wrapped plaintext
@@ -70,6 +72,7 @@ type Suite uint8
 const (
 	SuiteNone Suite = 0
 	SuiteXAES Suite = 1
+	SuiteAES  Suite = 2
 )
 
 func malformed(format string, args ...any) error {

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -23,7 +22,9 @@ type State struct {
 	At         time.Time  `json:"at"`
 	Servers    []Server   `json:"apiServers"`
 	Identities []Identity `json:"identities"`
+	Nodes      []string   `json:"controlPlaneNodes,omitempty"` // those with the label of a control plane
 	Plugins    []Plugin   `json:"plugins"`
+	Uncounted  string     `json:"uncounted,omitempty"` // why leases and Nodes are not known
 }
 
 // Server is one kube-apiserver.
@@ -34,7 +35,7 @@ type Server struct {
 	IDHash  string    `json:"idHash,omitempty"`  // sha256:… of its identity, if its metrics tell
 	Seen    KeyID     `json:"seen,omitzero"`     // by Status of its plugin, the latest
 	Wrote   KeyID     `json:"wrote,omitzero"`    // what it last wrote under
-	Config  string    `json:"config,omitempty"`  // sha256:… of its EncryptionConfiguration, with automatic reload
+	Config  string    `json:"config,omitempty"`  // sha256:… of its EncryptionConfiguration, the file
 	Started time.Time `json:"started,omitzero"`  // the process
 	Version string    `json:"version,omitempty"` // its gitVersion
 
@@ -57,18 +58,29 @@ type Plugin struct {
 	*status.Plugin
 }
 
-// Look asks everybody. Who cannot be asked has its Error set.
-func Look(ctx context.Context, servers []*kube.Server, provider string, plugins []string) *State {
-	s := &State{At: time.Now().UTC().Truncate(time.Second), Servers: Servers(ctx, servers, provider), Identities: []Identity{}, Plugins: []Plugin{}}
-	for _, a := range plugins {
+// Look asks everybody. Who cannot be asked has its Error set. An error is that no API
+// server lists leases and nodes; all else is in the State then, too.
+func Look(ctx context.Context, servers []*kube.Server, provider string, plugins []string) (*State, error) {
+	s := &State{At: time.Now().UTC().Truncate(time.Second), Servers: Servers(ctx, servers, provider), Identities: []Identity{}, Plugins: Plugins(ctx, plugins)}
+	err := s.census(ctx, servers)
+	if err != nil {
+		s.Uncounted = err.Error()
+	}
+	return s, err
+}
+
+// Plugins asks the plugin at each listenAddress.
+func Plugins(ctx context.Context, addresses []string) []Plugin {
+	out := []Plugin{}
+	for _, a := range addresses {
 		p := Plugin{Address: a}
 		var err error
 		if p.Plugin, err = status.Scrape(ctx, a); err != nil {
 			p.Error = err.Error()
 		}
-		s.Plugins = append(s.Plugins, p)
+		out = append(out, p)
 	}
-	return s
+	return out
 }
 
 // Servers asks each for its metrics and the health of its KMS providers.
@@ -157,44 +169,4 @@ func (k *KeyID) later(hash string, m *dto.Metric) {
 
 func seconds(m *dto.Metric) time.Time {
 	return time.UnixMilli(int64(m.GetGauge().GetValue() * 1000)).UTC()
-}
-
-// Unaccounted are the live identities that none of the servers has: API servers
-// that nobody asked. unknown says why that cannot be told: there are no identities,
-// or an API server does not tell its own.
-func (s *State) Unaccounted() (out []Identity, unknown string) {
-	if len(s.Identities) == 0 {
-		return nil, "the cluster has no identity leases of API servers (feature gate APIServerIdentity)"
-	}
-	for _, id := range s.Identities {
-		if !slices.ContainsFunc(s.Servers, func(x Server) bool { return x.IDHash == id.Hash }) {
-			out = append(out, id)
-		}
-	}
-	for _, x := range s.Servers {
-		if x.IDHash == "" && x.Error == "" {
-			return nil, x.Name + " does not tell its identity in its metrics"
-		}
-	}
-	return out, ""
-}
-
-// Overlooked names an API server that lives and is none of these: it could write
-// under any key, and nobody would ask it. unknown says why that cannot be told.
-func Overlooked(ctx context.Context, servers []*kube.Server) (problem, unknown string) {
-	s := State{Servers: Servers(ctx, servers, "")}
-	for _, x := range s.Servers {
-		if x.Error != "" {
-			return x.Name + ": " + x.Error, ""
-		}
-	}
-	var err error
-	if s.Identities, err = Identities(ctx, servers[0]); err != nil {
-		return err.Error(), ""
-	}
-	strangers, unknown := s.Unaccounted()
-	if len(strangers) > 0 {
-		return fmt.Sprintf("an API server on host %q lives (lease %s) and is none of those given by --servers", strangers[0].Host, strangers[0].Lease), ""
-	}
-	return "", unknown
 }

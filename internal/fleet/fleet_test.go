@@ -92,13 +92,21 @@ func leaseList(t *testing.T, renewed map[string]time.Time) string {
 	items := []any{}
 	for name, at := range renewed {
 		items = append(items, map[string]any{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": map[string]any{"name": name, "labels": map[string]any{hostLabel: "host-" + name}},
-			"spec": map[string]any{"renewTime": at.UTC().Format(time.RFC3339Nano)}})
+			"spec": renewal(at)})
 	}
 	b, err := json.Marshal(map[string]any{"apiVersion": "coordination.k8s.io/v1", "kind": "LeaseList", "items": items})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+// renewal is the spec of a lease; a zero time is none.
+func renewal(at time.Time) map[string]any {
+	if at.IsZero() {
+		return map[string]any{}
+	}
+	return map[string]any{"renewTime": at.UTC().Format(time.RFC3339Nano)}
 }
 
 const leasePath = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
@@ -118,7 +126,13 @@ func TestIdentities(t *testing.T) {
 		"none":               {nil, 0},
 	} {
 		got, err := Identities(t.Context(), server(t, answers{leasePath: leaseList(t, tt.renewed)}))
-		if err != nil || len(got) != tt.want {
+		live := 0
+		for _, id := range got {
+			if !id.Stale {
+				live++
+			}
+		}
+		if err != nil || live != tt.want || len(got) != len(tt.renewed) {
 			t.Errorf("%s: %v, %v, want %d", name, got, err, tt.want)
 		}
 	}
@@ -127,31 +141,77 @@ func TestIdentities(t *testing.T) {
 	}
 }
 
-func TestOverlooked(t *testing.T) {
+const nodePath = "/api/v1/nodes"
+
+func nodeList(names ...string) string {
+	var items []string
+	for _, n := range names {
+		items = append(items, fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":%q}}`, n))
+	}
+	return `{"apiVersion":"v1","kind":"NodeList","items":[` + strings.Join(items, ",") + `]}`
+}
+
+// Whoever was not asked is named, with what to do about it: one that lives, and one that
+// is down and comes back with the configuration it had. What nobody can tell is said.
+func TestCount(t *testing.T) {
 	me := strings.ReplaceAll(sample, "sha256:me", metrics.KeyIDHash("a"))
+	now, before := time.Now(), time.Now().Add(-10*time.Minute)
 	for name, tt := range map[string]struct {
 		metrics          string
 		renewed          map[string]time.Time
+		nodes            []string
 		problem, unknown string
 	}{
-		"nobody":             {me, map[string]time.Time{"a": time.Now()}, "", ""},
-		"one":                {me, map[string]time.Time{"a": time.Now(), "b": time.Now()}, `an API server on host "host-b" lives (lease b)`, ""},
-		"no leases":          {me, nil, "", "the cluster has no identity leases"},
-		"it does not tell":   {"x 1\n", map[string]time.Time{"a": time.Now()}, "", "does not tell its identity"},
-		"it cannot be asked": {"{", nil, "read metrics: ", ""},
-		"only another lives": {me, map[string]time.Time{"b": time.Now()}, "lease b", ""},
+		"nobody":                                 {me, map[string]time.Time{"a": now}, []string{"n1"}, "", ""},
+		"one lives":                              {me, map[string]time.Time{"a": now, "b": now}, nil, `an API server on host "host-b" lives (lease b) and was not asked: add it to --servers`, ""},
+		"one is down":                            {me, map[string]time.Time{"a": now, "b": before}, nil, before.UTC().Format("2006-01-02 15:04:05Z") + ": bring it up, or delete the lease if it is gone for ever: kubectl delete lease -n kube-system b", ""},
+		"one never began":                        {me, map[string]time.Time{"a": now, "b": {}}, nil, `API server b on host "host-b" is gone or down: it never renewed its lease`, ""},
+		"ours is stale, answers":                 {me, map[string]time.Time{"a": before, "x": before}, nil, `host "host-x"`, ""},
+		"no leases":                              {me, nil, nil, "", "the cluster has no identity leases"},
+		"it does not tell":                       {"x 1\n", map[string]time.Time{"a": now}, nil, "", "does not tell its identity"},
+		"it does not tell, and there are others": {"x 1\n", map[string]time.Time{"a": now, "b": now}, nil, "lives (lease ", "does not tell its identity"},
+		"it cannot be asked":                     {"{", map[string]time.Time{"a": now}, nil, "read metrics: ", ""},
+		"only another lives":                     {me, map[string]time.Time{"b": now}, nil, "lease b", ""},
+		"more nodes":                             {me, map[string]time.Time{"a": now}, []string{"n1", "n2"}, "", "2 control-plane Nodes (n1, n2) and 1 API servers"},
 	} {
-		problem, unknown := Overlooked(t.Context(), []*kube.Server{server(t, answers{"/metrics": tt.metrics, "/healthz/kms-providers": "ok", leasePath: leaseList(t, tt.renewed)})})
-		if !strings.Contains(problem, tt.problem) || !strings.Contains(unknown, tt.unknown) || (problem == "") != (tt.problem == "") || (unknown == "") != (tt.unknown == "") {
-			t.Errorf("%s: %q, %q", name, problem, unknown)
+		_, u := Count(t.Context(), []*kube.Server{server(t, answers{"/metrics": tt.metrics, "/healthz/kms-providers": "ok", leasePath: leaseList(t, tt.renewed), nodePath: nodeList(tt.nodes...)})})
+		problem := ""
+		for _, p := range u.Problems {
+			problem += p.String() + "\n"
 		}
+		if !strings.Contains(problem, tt.problem) || !strings.Contains(u.Unknown, tt.unknown) || (problem == "") != (tt.problem == "") || (u.Unknown == "") != (tt.unknown == "") {
+			t.Errorf("%s: %q, %q", name, problem, u.Unknown)
+		}
+		if name == "it cannot be asked" && len(u.Problems) != 1 {
+			t.Errorf("%s: its own lease is held for a stranger's: %q", name, problem)
+		}
+	}
+}
+
+// The first that answers tells of the others.
+func TestCountAsksTheNext(t *testing.T) {
+	away := server(t, answers{})
+	here := server(t, answers{"/metrics": sample, "/healthz/kms-providers": "ok", leasePath: leaseList(t, map[string]time.Time{"b": time.Now(), "c": time.Now(), "d": time.Now()}), nodePath: nodeList()})
+	_, u := Count(t.Context(), []*kube.Server{away, here})
+	if len(u.Problems) != 4 || !strings.Contains(u.Problems[0].Text, away.Name) {
+		t.Errorf("%+v", u)
 	}
 }
 
 // A plugin that cannot be asked is named, not left out.
 func TestLookKeepsWhoIsAway(t *testing.T) {
-	s := Look(t.Context(), nil, "kms1", []string{"127.0.0.1:1"})
-	if len(s.Plugins) != 1 || s.Plugins[0].Error == "" {
-		t.Errorf("%+v", s.Plugins)
+	s, err := Look(t.Context(), nil, "kms1", []string{"127.0.0.1:1"})
+	if err != nil || len(s.Plugins) != 1 || s.Plugins[0].Error == "" {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// Two addresses of one API server, as behind a load balancer, hide one that is down.
+func TestOneServerTwice(t *testing.T) {
+	me := strings.ReplaceAll(sample, "sha256:me", metrics.KeyIDHash("a"))
+	a := answers{"/metrics": me, "/healthz/kms-providers": "ok", leasePath: leaseList(t, map[string]time.Time{"a": time.Now()}), nodePath: nodeList("n1", "n2")}
+	_, u := Count(t.Context(), []*kube.Server{server(t, a), server(t, a)})
+	if len(u.Problems) != 1 || !strings.Contains(u.Problems[0].Text, "are the same API server") {
+		t.Errorf("%+v", u)
 	}
 }

@@ -17,7 +17,7 @@ import (
 
 // Limits say how long each class may last before the key closes.
 type Limits struct {
-	MaxOutage        time.Duration // since the last good probe, until sealing closes
+	MaxOutage        time.Duration // since the last good probe, or the first that failed, until sealing closes
 	MaxOutageDecrypt time.Duration // since the last good probe, until opening closes and memory is wiped
 	KeyState         time.Duration // since the first such answer
 	Authorization    time.Duration
@@ -52,9 +52,10 @@ type Machine struct {
 	mu       sync.Mutex
 	limits   Limits
 	hasGood  bool
-	lastGood time.Duration
+	lastGood time.Duration                         // without a good one: the first answer at all
 	first    [keys.ClassKeyState + 1]time.Duration // first answer of the class since the last good one
 	count    [keys.ClassKeyState + 1]int
+	agreed   [keys.ClassKeyState + 1]time.Duration // when count reached MinObservations
 	last     keys.Class
 	lastErr  error
 	observed bool
@@ -96,6 +97,9 @@ func (m *Machine) Observe(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.clock.Now()
+	if !m.hasGood && !m.observed {
+		m.lastGood = now // so that an outage from the start on has its limit too
+	}
 	m.last, m.lastErr, m.observed = c, err, true
 	if c == keys.ClassNone {
 		m.hasGood, m.lastGood = true, now
@@ -105,7 +109,9 @@ func (m *Machine) Observe(err error) {
 	if m.count[c] == 0 {
 		m.first[c] = now
 	}
-	m.count[c]++
+	if m.count[c]++; m.count[c] == MinObservations {
+		m.agreed[c] = now
+	}
 }
 
 // Verdict is what one operation's machine says at one moment.
@@ -118,6 +124,8 @@ type Verdict struct {
 	SealShut bool          // must not be used for new seeds
 	OpenShut bool          // must not open anything
 	Wipe     bool          // key material of it must leave memory
+	// ClosedFor is since when it may open nothing, if OpenShut.
+	ClosedFor time.Duration
 }
 
 // Verdict judges now.
@@ -127,10 +135,16 @@ func (m *Machine) Verdict() Verdict {
 	now := m.clock.Now()
 	v := Verdict{Class: m.last, Err: m.lastErr, HasGood: m.hasGood, SinceOK: now - m.lastGood}
 	denyAt, denyClass := m.denied()
-	outage := m.hasGood && m.last != keys.ClassNone || m.hasGood && !m.observed
+	outage := m.observed && m.last != keys.ClassNone || m.hasGood && !m.observed
 	v.SealShut = now >= denyAt || outage && v.SinceOK >= m.limits.MaxOutage
 	v.OpenShut = now >= denyAt || outage && v.SinceOK >= m.limits.MaxOutageDecrypt
 	v.Wipe = denyAt != never && now >= denyAt+m.limits.WipeAfter || outage && v.SinceOK >= m.limits.MaxOutageDecrypt
+	if v.OpenShut {
+		v.ClosedFor = now - denyAt // negative if not by a denial
+		if outage {
+			v.ClosedFor = max(v.ClosedFor, v.SinceOK-m.limits.MaxOutageDecrypt)
+		}
+	}
 	switch {
 	case now >= denyAt:
 		v.Class = denyClass
@@ -167,7 +181,7 @@ func (m *Machine) denied() (at time.Duration, class keys.Class) {
 		if m.count[d.class] < MinObservations {
 			continue
 		}
-		if t := m.first[d.class] + d.limit; t < at {
+		if t := max(m.first[d.class]+d.limit, m.agreed[d.class]); t < at {
 			at, class = t, d.class
 		}
 	}

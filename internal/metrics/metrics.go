@@ -5,10 +5,11 @@ package metrics
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/grpc/codes"
 )
 
@@ -26,6 +27,9 @@ type Metrics struct {
 	lastGood    *prometheus.GaugeVec
 	regionState *prometheus.GaugeVec
 	regionInUse *prometheus.GaugeVec
+	recipient   *prometheus.GaugeVec
+	closed      *prometheus.GaugeVec
+	lastOpen    *prometheus.GaugeVec
 	keyID       *prometheus.GaugeVec
 	keyIDs      prometheus.Counter
 	retired     *prometheus.CounterVec
@@ -35,12 +39,17 @@ type Metrics struct {
 	configHash  *prometheus.GaugeVec
 	diskDiffers prometheus.Gauge
 	audit       prometheus.Counter
+	stateFails  prometheus.Gauge
+	outOfReach  prometheus.Gauge
 	refused     prometheus.Counter
 	bound       *prometheus.GaugeVec
 	credential  *prometheus.GaugeVec
 	credEnds    *prometheus.GaugeVec
 	credFailing *prometheus.GaugeVec
+	hardening   *prometheus.GaugeVec
 	lastKeyID   string
+
+	whole sync.Mutex // held by who replaces several at once, and by who reads them
 }
 
 const prefix = "kms_plugin_"
@@ -62,6 +71,9 @@ func New(reg prometheus.Registerer, version string) *Metrics {
 		lastGood:    f.gauge("last_good_probe_timestamp_seconds", "When the prober last had a good answer for a key; absent if never.", "key"),
 		regionState: f.gauge("region_state", "1 for what a region of a key last answered to a canary, else 0: unknown, ok, outage, credential, authorization, key-state, data. Only of keys with several.", "key", "region", "op", "state"),
 		regionInUse: f.gauge("region_in_use", "1 for the region that calls go to first, 0 for the others of a key with several.", "key", "region"),
+		recipient:   f.gauge("key_recipient_info", "The place of each co-recipient of a key (alsoWrapWith), from 1: it opens what the key seals.", "key", "recipient"),
+		closed:      f.gauge("key_closed_timestamp_seconds", "Since when nothing is opened under a key, and by which class of answers; absent while it opens.", "key", "class"),
+		lastOpen:    f.gauge("last_open_timestamp_seconds", "When a seed was last opened under a key, also before a restart; absent if never. Opened by a co-recipient counts there.", "key"),
 		keyID:       f.gauge("key_id_hash_info", "1 for the reported key_id, hashed as kube-apiserver hashes it.", "key_id_hash"),
 		keyIDs:      f.counter("key_id_changes_total", "Changes of the reported key_id since start.").WithLabelValues(),
 		retired:     f.counter("retired_key_opens_total", "Seeds opened under a retired key.", "key"),
@@ -71,11 +83,14 @@ func New(reg prometheus.Registerer, version string) *Metrics {
 		configHash:  f.gauge("config_hash_info", "1 for the configuration in force, SHA-256 of its bytes.", "sha256"),
 		diskDiffers: f.gauge("config_disk_differs", "1 while the file on disk is not the configuration in force.").WithLabelValues(),
 		audit:       f.counter("audit_failures_total", "Audit records that could not be written.").WithLabelValues(),
+		outOfReach:  f.gauge("files_out_of_reach", "Files and directories that were replaced or made since the start and do not open under the confinement of files.").WithLabelValues(),
+		stateFails:  f.gauge("state_write_failing", "1 while the state file cannot be written.").WithLabelValues(),
 		refused:     f.counter("refused_peers_total", "Connections from uids that are not allowed.").WithLabelValues(),
-		bound:       f.gauge("revocation_bound_seconds", "Longest time from a change in the cloud to the last seed opened, by class.", "class"),
+		bound:       f.gauge("revocation_bound_seconds", "Longest time from a change in the cloud to the last seed opened here, by class; computed from the configuration in force.", "class"),
 		credential:  f.gauge("credential_info", "1 for each key that reaches its KMS by a credential of its own: what kind, and where it comes from.", "key", "kind", "source"),
 		credEnds:    f.gauge("credential_expiry_timestamp_seconds", "When the credential of a key ends; absent if there is none, or it does not end.", "key"),
 		credFailing: f.gauge("credential_renewal_failing", "1 while the last try to renew the credential of a key failed.", "key"),
+		hardening:   f.gauge("hardening_info", "1 for what became of each measure of hardening: enforced, partial, log, off, unsupported, failed.", "measure", "state"),
 	}
 	f.gauge("build_info", "1 for the version of the program.", "version").WithLabelValues(version).Set(1)
 	for i, method := range [...]string{"Status", "Encrypt", "Decrypt"} {
@@ -141,50 +156,6 @@ func (m *Metrics) CacheResult(result string) {
 // RetiredOpen counts a seed opened under a retired key.
 func (m *Metrics) RetiredOpen(key string) { m.retired.WithLabelValues(key).Inc() }
 
-// Key is the state of one key.
-type Key struct {
-	Name         string
-	Role         string
-	Active       bool   // its key_id is reported
-	Wrap, Unwrap string // states
-	LastGood     time.Time
-	Regions      []Region // of a key with several
-}
-
-// Region is the state of one region of a key.
-type Region struct {
-	Name         string
-	InUse        bool
-	Wrap, Unwrap string // what it last answered
-}
-
-// RegionStates are the values of the state label of a region.
-var RegionStates = []string{"unknown", "ok", "outage", "credential", "authorization", "key-state", "data"}
-
-// States are the values of the state label.
-var States = []string{"unknown", "ok", "degraded", "closed"}
-
-// SetKeys replaces what is known of all keys.
-func (m *Metrics) SetKeys(keys []Key) {
-	m.keyInfo.Reset()
-	m.keyState.Reset()
-	m.lastGood.Reset()
-	m.regionState.Reset()
-	m.regionInUse.Reset()
-	for _, k := range keys {
-		m.setRegions(k)
-		m.keyInfo.WithLabelValues(k.Name, k.Role, strconv.FormatBool(k.Active)).Set(1)
-		for op, now := range map[string]string{"wrap": k.Wrap, "unwrap": k.Unwrap} {
-			for _, s := range States {
-				m.keyState.WithLabelValues(k.Name, op, s).Set(oneIf(s == now))
-			}
-		}
-		if !k.LastGood.IsZero() {
-			m.lastGood.WithLabelValues(k.Name).Set(float64(k.LastGood.UnixMilli()) / 1000)
-		}
-	}
-}
-
 // Credential is what one key reaches its KMS by.
 type Credential struct {
 	Key, Kind, Source string
@@ -194,6 +165,8 @@ type Credential struct {
 
 // SetCredentials replaces what is known of all credentials.
 func (m *Metrics) SetCredentials(all []Credential) {
+	m.whole.Lock()
+	defer m.whole.Unlock()
 	m.credential.Reset()
 	m.credEnds.Reset()
 	m.credFailing.Reset()
@@ -206,19 +179,10 @@ func (m *Metrics) SetCredentials(all []Credential) {
 	}
 }
 
-func (m *Metrics) setRegions(k Key) {
-	for _, r := range k.Regions {
-		m.regionInUse.WithLabelValues(k.Name, r.Name).Set(oneIf(r.InUse))
-		for op, now := range map[string]string{"wrap": r.Wrap, "unwrap": r.Unwrap} {
-			for _, s := range RegionStates {
-				m.regionState.WithLabelValues(k.Name, r.Name, op, s).Set(oneIf(s == now))
-			}
-		}
-	}
-}
-
 // SetLocalKEKs replaces the local KEKs in memory.
 func (m *Metrics) SetLocalKEKs(ids []string) {
+	m.whole.Lock()
+	defer m.whole.Unlock()
 	m.known.Set(float64(len(ids)))
 	m.localKEK.Reset()
 	for _, id := range ids[:min(len(ids), 256)] {
@@ -229,6 +193,8 @@ func (m *Metrics) SetLocalKEKs(ids []string) {
 // SetKeyID shows the reported key_id as kube-apiserver hashes it in its own
 // metrics (envelope/metrics: "sha256:" and hex). One goroutine calls it.
 func (m *Metrics) SetKeyID(id string) {
+	m.whole.Lock()
+	defer m.whole.Unlock()
 	if id == m.lastKeyID {
 		return
 	}
@@ -242,6 +208,15 @@ func (m *Metrics) SetKeyID(id string) {
 	}
 }
 
+// Gatherer is g between two changes: what is replaced as a whole is never seen half.
+func (m *Metrics) Gatherer(g prometheus.Gatherer) prometheus.Gatherer {
+	return prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+		m.whole.Lock()
+		defer m.whole.Unlock()
+		return g.Gather()
+	})
+}
+
 // KeyIDHash is kube-apiserver's name for a key_id.
 func KeyIDHash(id string) string {
 	h := sha256.Sum256([]byte(id))
@@ -253,6 +228,8 @@ func (m *Metrics) SetReady(ok bool) { m.ready.Set(oneIf(ok)) }
 
 // Reloaded counts a try to load a configuration.
 func (m *Metrics) Reloaded(ok bool, hash string) {
+	m.whole.Lock()
+	defer m.whole.Unlock()
 	if !ok {
 		m.reloads.WithLabelValues("failure").Inc()
 		return
@@ -269,6 +246,9 @@ func (m *Metrics) DiskDiffers(yes bool) { m.diskDiffers.Set(oneIf(yes)) }
 // AuditFailed counts a record that could not be written.
 func (m *Metrics) AuditFailed() { m.audit.Inc() }
 
+// SetStateFailing says whether the state file cannot be written.
+func (m *Metrics) SetStateFailing(yes bool) { m.stateFails.Set(oneIf(yes)) }
+
 // PeerRefused counts a connection from a uid that is not allowed.
 func (m *Metrics) PeerRefused() { m.refused.Inc() }
 
@@ -282,4 +262,15 @@ func oneIf(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// SetOutOfReach tells how many files the confinement hides that should be read.
+func (m *Metrics) SetOutOfReach(n int) { m.outOfReach.Set(float64(n)) }
+
+// SetHardening tells what became of a measure.
+func (m *Metrics) SetHardening(measure, state string) {
+	m.whole.Lock()
+	defer m.whole.Unlock()
+	m.hardening.DeletePartialMatch(prometheus.Labels{"measure": measure})
+	m.hardening.WithLabelValues(measure, state).Set(1)
 }

@@ -24,7 +24,8 @@ func touch(t *testing.T) map[string]string {
 	m.RemoteCall("k", "r", "wrap", "ok", time.Millisecond)
 	m.CacheResult("hit")
 	m.RetiredOpen("k")
-	m.SetKeys([]metrics.Key{{Name: "k", Wrap: "ok", Unwrap: "closed", LastGood: time.Now(),
+	m.SetKeys([]metrics.Key{{Name: "k", Wrap: "ok", Unwrap: "closed", LastGood: time.Now(), LastOpened: time.Now(),
+		Recipients: []string{"o"}, Closed: metrics.Closed{Class: "outage", Since: time.Now()},
 		Regions: []metrics.Region{{Name: "r", InUse: true, Wrap: "ok", Unwrap: "outage"}}}})
 	m.SetLocalKEKs([]string{"00"})
 	m.SetKeyID("a")
@@ -37,6 +38,7 @@ func touch(t *testing.T) map[string]string {
 	m.PeerRefused()
 	m.SetBound("outage", time.Hour)
 	m.SetCredentials([]metrics.Credential{{Key: "k", Kind: "container", Source: "127.0.0.1", Expires: time.Now()}})
+	m.SetHardening("files", "enforced")
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -85,4 +87,42 @@ func TestRPCAllocates(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { m.RPC("Decrypt", codes.OK, time.Millisecond) }); n != 0 {
 		t.Errorf("RPC allocates %v times", n)
 	}
+}
+
+// Who reads while all is replaced sees the one or the other, never nothing.
+func TestNeverHalf(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	m := metrics.New(reg, "v")
+	all := []metrics.Key{{Name: "a", Role: "write", Wrap: "ok", Unwrap: "ok"}, {Name: "b", Role: "read", Wrap: "ok", Unwrap: "ok"}}
+	m.SetKeys(all)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				m.SetKeys(all)
+			}
+		}
+	}()
+	g := m.Gatherer(reg)
+	for range 300 {
+		families, err := g.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, f := range families {
+			if f.GetName() == "kms_plugin_key_info" {
+				n = len(f.GetMetric())
+			}
+		}
+		if n != 2 {
+			t.Fatalf("%d keys are shown, want 2", n)
+		}
+	}
+	close(stop)
+	<-done
 }

@@ -92,6 +92,16 @@ func Run(ctx context.Context, checks []Check, o Options) *Report {
 	return r
 }
 
+// Found are the problems and warnings, in the order they were found.
+func (r *Report) Found() (out []Outcome) {
+	for _, c := range r.Checks {
+		if c.Level == Problem || c.Level == Warning {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
 func one(ctx context.Context, c Check, skip []string) Result {
 	for _, s := range skip {
 		if s == c.Name {

@@ -6,15 +6,14 @@ import (
 	"runtime/metrics"
 )
 
-// The collector runs when the heap has grown by a share of what lives. For the
-// two or three megabytes of a plugin at rest that is every few thousand calls,
-// and a fifth of the CPU. A larger share for a small heap costs megabytes, not
-// tens of them; in a cold start, when much lives, the share goes back to the
-// runtime's own, and memory stays bounded. A memory limit cannot do it: where
-// more lives than it allows, the collector never stops.
+// The collector runs when the heap has grown by a share of what lives. For the two or
+// three megabytes of a plugin at rest the runtime's own share costs megabytes; in a cold
+// start, when much lives, half of it keeps memory bounded, which is locked and on a
+// control-plane node. A memory limit cannot do it: where more lives than it allows, the
+// collector never stops.
 const (
-	usualShare = 100
-	largeShare = 200
+	usualShare = 50
+	largeShare = 100
 	smallHeap  = 4 << 20 // bytes that live
 )
 

@@ -14,6 +14,7 @@ import (
 	"kms-plugin.io/internal/canary"
 	"kms-plugin.io/internal/coverage"
 	"kms-plugin.io/internal/etcdstore"
+	"kms-plugin.io/internal/fleet"
 	"kms-plugin.io/internal/status"
 )
 
@@ -33,12 +34,12 @@ type Options struct {
 	Snapshots   []etcdstore.Source
 	NoSnapshots bool // there are none, says the operator
 	Canary      func(context.Context) *canary.Report
-	// Overlooked names an API server that lives and is not asked, or says why that
-	// cannot be told.
-	Overlooked func(context.Context) (problem, unknown string)
-	APIServers int
-	Plugins    []string // listenAddress of each
-	Scrape     func(ctx context.Context, address string) (*status.Plugin, error)
+	Unasked     func(context.Context) fleet.Unasked // API servers beside those of Canary
+	// AllowUnknown: there are no more API servers, says the operator.
+	AllowUnknown bool
+	APIServers   int
+	Plugins      []string // listenAddress of each
+	Scrape       func(ctx context.Context, address string) (*status.Plugin, error)
 }
 
 // Check is one of them.
@@ -91,12 +92,17 @@ func role(o Options) Check {
 
 // plugins must have it retired, in force, and have opened nothing under it.
 func plugins(ctx context.Context, o Options) Check {
-	c := Check{Name: "plugins", OK: len(o.Plugins) >= o.APIServers && len(o.Plugins) > 0,
+	c := Check{Name: "plugins", OK: len(o.Plugins) == o.APIServers && len(o.Plugins) > 0,
 		Remedy: "put the same configuration in force on every node, restart each API server, and look again when none has opened anything under the key"}
 	if !c.OK {
 		c.Found = append(c.Found, fmt.Sprintf("%d plugins are given for %d API servers: --plugins HOST:PORT,… (listenAddress of each)", len(o.Plugins), o.APIServers))
 	}
-	for _, address := range o.Plugins {
+	for i, address := range o.Plugins {
+		if slices.Contains(o.Plugins[:i], address) {
+			c.OK = false
+			c.Found = append(c.Found, fmt.Sprintf("plugin %s is given twice", address))
+			continue
+		}
 		p, err := o.Scrape(ctx, address)
 		bad := ""
 		switch {
@@ -143,13 +149,14 @@ func apiServers(ctx context.Context, o Options) Check {
 			c.Found = append(c.Found, fmt.Sprintf("%s writes under %s", w.Server, w.KeyID))
 		}
 	}
-	problem, unknown := o.Overlooked(ctx)
-	if problem != "" {
+	unasked := o.Unasked(ctx)
+	for _, p := range unasked.Problems {
 		c.OK = false
-		c.Found = append(c.Found, problem)
+		c.Found = append(c.Found, p.String())
 	}
-	if unknown != "" {
-		c.Found = append(c.Found, "whether an API server was overlooked cannot be told: "+unknown)
+	if text := unasked.UnknownText(); text != "" {
+		c.OK = c.OK && o.AllowUnknown
+		c.Found = append(c.Found, text)
 	}
 	return c
 }

@@ -10,6 +10,7 @@ import (
 
 	"kms-plugin.io/internal/canary"
 	"kms-plugin.io/internal/etcdstore"
+	"kms-plugin.io/internal/fleet"
 	"kms-plugin.io/internal/status"
 )
 
@@ -46,8 +47,8 @@ func good() Options {
 		Canary: func(context.Context) *canary.Report {
 			return &canary.Report{Writes: []canary.Write{{Server: "s", Written: true, KeyID: "new" + digest}}}
 		},
-		Overlooked: func(context.Context) (string, string) { return "", "" },
-		Scrape:     func(context.Context, string) (*status.Plugin, error) { return plugin("retired", 0), nil }}
+		Unasked: func(context.Context) fleet.Unasked { return fleet.Unasked{} },
+		Scrape:  func(context.Context, string) (*status.Plugin, error) { return plugin("retired", 0), nil }}
 }
 
 func TestMayGo(t *testing.T) {
@@ -84,8 +85,15 @@ func TestMayNotGo(t *testing.T) {
 			}
 		}, "s does not write"},
 		"an API server is not asked": {func(o *Options) {
-			o.Overlooked = func(context.Context) (string, string) { return "one on host cp3 lives", "" }
-		}, "FAIL  API servers: one on host cp3 lives"},
+			o.Unasked = func(context.Context) fleet.Unasked {
+				return fleet.Unasked{Problems: []fleet.Problem{{Text: "one on host cp3 is gone or down", Remedy: "bring it up"}}}
+			}
+			o.AllowUnknown = true // which is about others
+		}, "FAIL  API servers: one on host cp3 is gone or down: bring it up"},
+		"nobody can tell": {func(o *Options) {
+			o.Unasked = func(context.Context) fleet.Unasked { return fleet.Unasked{Unknown: "no leases"} }
+		}, "FAIL  API servers: whether an API server was overlooked cannot be told: no leases (--allow-unknown-apiservers"},
+		"one plugin too many":   {func(o *Options) { o.Plugins = append(o.Plugins, "c:3") }, "3 plugins are given for 2"},
 		"no API server":         {func(o *Options) { o.Canary = func(context.Context) *canary.Report { return &canary.Report{} } }, "may NOT go"},
 		"a plugin is not asked": {func(o *Options) { o.Plugins = o.Plugins[:1] }, "1 plugins are given for 2"},
 		"a plugin is away": {func(o *Options) {
@@ -130,6 +138,11 @@ func TestMayNotGo(t *testing.T) {
 		}
 	}
 	o := good()
+	o.Unasked, o.AllowUnknown = func(context.Context) fleet.Unasked { return fleet.Unasked{Unknown: "no leases"} }, true
+	if e, err := Gather(t.Context(), o); err != nil || !e.MayGo {
+		t.Errorf("nobody can tell, and the operator does: %+v, %v", e, err)
+	}
+	o = good()
 	o.Snapshots, o.NoSnapshots = nil, true
 	if e, err := Gather(t.Context(), o); err != nil || !e.MayGo {
 		t.Errorf("no snapshots, and said so: %+v, %v", e, err)

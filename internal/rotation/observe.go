@@ -9,6 +9,7 @@ import (
 
 	"kms-plugin.io/internal/config"
 	"kms-plugin.io/internal/coverage"
+	"kms-plugin.io/internal/drill"
 	"kms-plugin.io/internal/encryptionconfig"
 	"kms-plugin.io/internal/etcdstore"
 	"kms-plugin.io/internal/fleet"
@@ -25,12 +26,15 @@ type Scope struct {
 	Snapshots  []etcdstore.Source
 	Keep       time.Duration // how long snapshots are kept; 0 if nobody said
 	Encryption *encryptionconfig.Config
-	Config     *config.Config // of the plugins, as it shall be on every node
-	ConfigHash string         // of that file
-	Provider   string         // of the EncryptionConfiguration; "" if only one of KMS v2 writes
-	Target     string         // name of the key, or key_id; "" is the key that writes last by Config
-	Prefix     string
-	Progress   func(done, total int64)
+	// Encryptions are the files of all API servers, Encryption first, if they differ.
+	Encryptions []*encryptionconfig.Config
+	Drills      []*drill.Report // on snapshots
+	Config      *config.Config  // of the plugins, as it shall be on every node
+	ConfigHash  string          // of that file
+	Provider    string          // of the EncryptionConfiguration; "" if only one of KMS v2 writes
+	Target      string          // name of the key, or key_id; "" is the key that writes last by Config
+	Prefix      string
+	Progress    func(done, total int64)
 }
 
 // Facts are what a plan is made from.
@@ -44,12 +48,15 @@ type Facts struct {
 	Old        []OldKey           `json:"old"`                  // keys of the ring that shall go
 	Newest     *coverage.Snapshot `json:"newestBackup"`         // nil if none was given
 	Needed     []coverage.Needed  `json:"backupKeys,omitempty"` // by key, when it was last needed
+	Drill      *drill.Report      `json:"drill,omitempty"`      // of the newest backup, if it was given
+	Warnings   []string           `json:"warnings,omitempty"`   // about the backups
 	Fleet      *fleet.State       `json:"fleet"`
 	Revision   int64              `json:"revision"`
 	Broken     int64              `json:"broken"` // values that cannot be read
 	ConfigHash string             `json:"configHash"`
 
-	several bool // something is under another key_id of the target: its name does not tell enough
+	encryptions []*encryptionconfig.Config
+	several     bool // something is under another key_id of the target: its name does not tell enough
 }
 
 // OldKey is one of the ring beside the target.
@@ -67,11 +74,9 @@ func Observe(ctx context.Context, s Scope) (*Facts, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Facts{Provider: provider, ConfigHash: s.ConfigHash, Fleet: fleet.Look(ctx, s.Servers, provider, s.Plugins), Old: []OldKey{}}
-	if len(s.Servers) > 0 {
-		if f.Fleet.Identities, err = fleet.Identities(ctx, s.Servers[0]); err != nil {
-			return nil, err
-		}
+	f := &Facts{Provider: provider, ConfigHash: s.ConfigHash, Old: []OldKey{}, encryptions: s.Encryptions}
+	if f.Fleet, err = fleet.Look(ctx, s.Servers, provider, s.Plugins); err != nil {
+		return nil, err
 	}
 	if err := f.aim(s); err != nil {
 		return nil, err
@@ -87,7 +92,8 @@ func Observe(ctx context.Context, s Scope) (*Facts, error) {
 		if err != nil {
 			return nil, err
 		}
-		f.Newest, f.Needed = &inv.Snapshots[len(inv.Snapshots)-1], inv.Keys
+		f.Newest, f.Needed, f.Warnings = &inv.Snapshots[len(inv.Snapshots)-1], inv.Keys, inv.Warnings
+		f.Drill = f.drillOf(s.Drills)
 	}
 	return f, nil
 }

@@ -45,20 +45,20 @@ type Plan struct {
 
 // Flags are those of the command line that the printed commands repeat, each
 // with a space before it.
-type Flags struct{ Kube, Etcd, Encryption, Plugin, Plugins, To, Provider string }
+type Flags struct{ Kube, Etcd, Encryption, FirstEncryption, Plugin, Plugins, To, Provider, AllowUnknown string }
 
 func (f Flags) plan() string {
-	return "kmsctl rotate plan" + f.Kube + f.Etcd + f.Encryption + f.Plugin + f.Plugins + f.To + f.Provider
+	return "kmsctl rotate plan" + f.Kube + f.Etcd + f.Encryption + f.Plugin + f.Plugins + f.To + f.Provider + f.AllowUnknown
 }
 func (f Flags) canary() string { return "kmsctl canary --etcd" + f.Kube + f.Etcd }
 func (f Flags) run(to string) string {
-	return "kmsctl rotate run --to " + to + f.Kube + f.Etcd + f.Encryption + f.Plugin + f.Provider
+	return "kmsctl rotate run --to " + to + f.Kube + f.Etcd + f.Encryption + f.Plugin + f.Plugins + f.Provider + f.AllowUnknown
 }
 func (f Flags) coverage(key string) string {
-	return "kmsctl coverage --require all-on=" + key + f.Etcd + f.Encryption + f.Plugin
+	return "kmsctl coverage --require all-on=" + key + f.Etcd + f.FirstEncryption + f.Plugin
 }
 func (f Flags) retire(key string) string {
-	return "kmsctl retire " + key + " --snapshots DIR" + f.Kube + f.Etcd + f.Plugin + f.Plugins
+	return "kmsctl retire " + key + " --snapshots DIR" + f.Kube + f.Etcd + f.Plugin + f.Plugins + f.AllowUnknown
 }
 func (f Flags) inventory() string { return "kmsctl inventory DIR --keep 30d" + f.Plugin }
 
@@ -67,9 +67,9 @@ func MakePlan(f *Facts, flags Flags) *Plan {
 	p := &Plan{APIVersion: PlanVersion, Facts: f}
 	s := steps{f, flags}
 	if f.Material {
-		p.Steps = []Step{s.healthy(), s.before(), s.material(), s.converge(), s.rewrite(), s.cold(), s.after(), s.keepMaterial()}
+		p.Steps = []Step{s.healthy(), s.before(), s.rehearsed(), s.material(), s.converge(), s.rewrite(), s.cold(), s.after(), s.keepMaterial()}
 	} else {
-		p.Steps = []Step{s.healthy(), s.before(), s.read(), s.write(), s.converge(), s.rewrite(), s.cold(), s.after()}
+		p.Steps = []Step{s.healthy(), s.before(), s.rehearsed(), s.read(), s.write(), s.converge(), s.rewrite(), s.cold(), s.after()}
 		p.Steps = append(p.Steps, s.ends()...)
 	}
 	order(p.Steps)
@@ -108,6 +108,9 @@ func (p *Plan) Print(w io.Writer) error {
 		what = "new material behind the same key"
 	}
 	fmt.Fprintf(&b, "rotation to key %q (%s), %s, as of etcd revision %d; nothing was changed\n\n", p.Target, p.KEK, what, p.Revision)
+	for _, text := range p.Warnings {
+		fmt.Fprintf(&b, "warning: %s\n", coverage.Printable(text))
+	}
 	for _, s := range p.Steps {
 		s.print(&b)
 	}

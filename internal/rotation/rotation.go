@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"kms-plugin.io/internal/canary"
+	"kms-plugin.io/internal/config"
 	"kms-plugin.io/internal/coverage"
 	"kms-plugin.io/internal/encryptionconfig"
 	"kms-plugin.io/internal/etcdstore"
@@ -28,19 +29,25 @@ type Options struct {
 	Source     etcdstore.Source
 	Etcd       func(ctx context.Context, key string) ([]byte, error)
 	Encryption *encryptionconfig.Config
-	Names      *coverage.Names // may be nil
-	Provider   string          // of the EncryptionConfiguration; "" if only one of KMS v2 writes
-	Target     string          // key_id, its sha256:… or name of the ring that all must reach; "" is the one they agree on
-	Prefix     string
-	Namespace  string        // for canaries
-	Wait       time.Duration // for convergence
-	Poll       time.Duration // between looks
-	QPS        float64       // most writes a second, of patches
-	Via        string        // ViaAuto, ViaMigration or ViaPatch
-	Stall      time.Duration // a migration that does not move for so long is left to patches; 0 is three minutes
-	Renewal    time.Duration // kube-controller-manager must renew its lease within this; 0 is twelve seconds
-	Say        func(format string, args ...any)
-	Progress   func(done, total int64)
+	// Encryptions are the files of all API servers, Encryption first, if they differ.
+	Encryptions []*encryptionconfig.Config
+	Names       *coverage.Names // may be nil
+	Config      *config.Config  // that Names are of; nil with them
+	Plugins     []string        // listenAddress of each: what they report decides what a name means; may be none
+	Provider    string          // of the EncryptionConfiguration; "" if only one of KMS v2 writes
+	Target      string          // key_id, its sha256:… or name of the ring that all must reach; "" is the one they agree on
+	Prefix      string
+	Namespace   string        // for canaries
+	Wait        time.Duration // for convergence
+	Poll        time.Duration // between looks
+	QPS         float64       // most writes a second, of patches
+	Via         string        // ViaAuto, ViaMigration or ViaPatch
+	Stall       time.Duration // a migration that does not move for so long is left to patches; 0 is three minutes
+	Renewal     time.Duration // kube-controller-manager must renew its lease within this; 0 is twelve seconds
+	// AllowUnknown goes on where nobody can tell whether all API servers were asked.
+	AllowUnknown bool
+	Say          func(format string, args ...any)
+	Progress     func(done, total int64)
 }
 
 // Result is what a run ends with.
@@ -74,6 +81,9 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	o.Provider = provider
+	if err := o.tellsEnough(ctx); err != nil {
+		return nil, err
+	}
 	keyID, err := converge(ctx, o)
 	if err != nil {
 		return nil, err
@@ -97,6 +107,9 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		}
 		left := remaining(out.Report, o)
 		if len(left) == 0 {
+			if text := unasked(ctx, o); text != "" { // it came, or went, meanwhile
+				return nil, &Error{"prove", text, "then run it again: what is proved so far holds only for the API servers that were asked"}
+			}
 			removeMigrations(ctx, o, keyID)
 			o.Say("prove: at revision %d all %d objects of provider %q are under key_id %s", out.Report.Source.Revision, covered(out.Report, o), provider, keyID)
 			return out, nil
@@ -173,31 +186,38 @@ func look(ctx context.Context, o Options) (keyID, lag string) {
 	}
 	r := canary.Run(ctx, canary.Options{Namespace: o.Namespace, Writers: o.Servers, Readers: o.Servers, Etcd: o.Etcd, Prefix: o.Prefix,
 		Provider: o.Provider, Timeout: stepTimeout})
+	hash, lag := o.reported(ctx)
+	if lag != "" {
+		return "", lag
+	}
 	for _, w := range r.Writes {
-		if o.Target != "" && !o.reached(w.KeyID) {
+		if o.Target != "" && !o.reached(w.KeyID) || hash != "" && metrics.KeyIDHash(w.KeyID) != hash {
 			return "", fmt.Sprintf("%s writes under key_id %q", w.Server, w.KeyID)
 		}
 	}
 	if !r.Passed() {
 		return "", strings.Join(r.Problems, "; ")
 	}
-	problem, unknown := fleet.Overlooked(ctx, o.Servers)
-	if unknown != "" {
-		o.Say("converge: whether an API server was overlooked cannot be told: %s", unknown)
+	return r.Writes[0].KeyID, unasked(ctx, o)
+}
+
+// unasked names an API server that nobody asked, or that is configured in another way,
+// and what to do about it.
+func unasked(ctx context.Context, o Options) string {
+	s, u := fleet.Count(ctx, o.Servers)
+	if len(u.Problems) > 0 {
+		return u.Problems[0].String()
 	}
-	return r.Writes[0].KeyID, problem
+	if text := unlike(s.Servers, o.Encryptions); text != "" {
+		return text
+	}
+	if o.AllowUnknown {
+		return ""
+	}
+	return u.UnknownText()
 }
 
 const stepTimeout = 15 * time.Second
-
-// reached compares with a key_id, its hash, or the name it begins with: the proof
-// that the name is right comes from the plugin's configuration at the end.
-func (o Options) reached(keyID string) bool {
-	return keyID == o.Target || strings.HasPrefix(keyID, o.Target+":") || metrics.KeyIDHash(keyID) == o.Target
-}
-
-// hashPrefix begins a key_id as kube-apiserver's metrics have it.
-const hashPrefix = "sha256:"
 
 // prove counts at a revision after the last write.
 func prove(ctx context.Context, o Options, keyID string) (*coverage.Report, error) {

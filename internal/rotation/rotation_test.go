@@ -70,7 +70,13 @@ func TestLiesAreCaught(t *testing.T) {
 		}, "secrets: 1 older"},
 		"broken":                      {[]string{"new"}, func(w *world, _ *Options) { w.etcd["/registry/configmaps/ns/b"] = "k8s:enc:x" }, "configmaps: 0 older, 0 of other providers, 0 plain, 1 broken"},
 		"one that lives is not asked": {[]string{"new"}, func(w *world, _ *Options) { w.hosts = []string{"cp3"} }, `an API server on host "cp3" lives`},
-		"no such provider":            {[]string{"new"}, func(_ *world, o *Options) { o.Provider = "theirs" }, `"theirs" writes nothing`},
+		"one is down":                 {[]string{"new"}, func(w *world, _ *Options) { w.down = []string{"cp3"} }, "kubectl delete lease -n kube-system apiserver-of-cp3"},
+		"one went down meanwhile": {[]string{"new"}, func(w *world, _ *Options) {
+			w.onScan = func(w *world, n int) { w.down = []string{"cp3"} }
+		}, `prove: API server apiserver-of-cp3 on host "cp3" is gone or down`},
+		"one may be shut down":  {[]string{"new"}, func(w *world, _ *Options) { w.planes = 2 }, "2 control-plane Nodes (cp0, cp1) and 1 API servers"},
+		"another configuration": {[]string{"new", "new"}, func(w *world, _ *Options) { w.configs = []string{"sha256:a", "sha256:b"} }, "run different EncryptionConfigurations"},
+		"no such provider":      {[]string{"new"}, func(_ *world, o *Options) { o.Provider = "theirs" }, `"theirs" writes nothing`},
 		"another key meanwhile": {[]string{"new"}, func(w *world, _ *Options) {
 			w.onScan = func(w *world, n int) {
 				if n == 2 {
@@ -215,6 +221,17 @@ func TestCanceled(t *testing.T) {
 	defer w.mu.Unlock()
 	if len(w.patched) > 3*workers {
 		t.Errorf("%d objects were written after it was canceled", len(w.patched))
+	}
+}
+
+// What nobody can tell the operator may answer for.
+func TestAllowUnknown(t *testing.T) {
+	w := newWorld("new")
+	w.planes = 2
+	o := w.options(t, rules)
+	o.AllowUnknown = true
+	if _, err := Run(t.Context(), o); err != nil {
+		t.Error(err)
 	}
 }
 

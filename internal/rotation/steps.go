@@ -2,7 +2,9 @@ package rotation
 
 import (
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"kms-plugin.io/internal/fleet"
 	"kms-plugin.io/pkg/keys"
@@ -22,6 +24,9 @@ func (s steps) pluginsMiss(lacks func(p fleet.Plugin) string) (out []string) {
 			out = append(out, fmt.Sprintf("plugin %s is given twice", p.Address))
 		}
 		seen[p.Address] = true
+	}
+	if n := len(s.Fleet.Plugins) - len(s.Fleet.Servers); n > 0 {
+		out = append(out, fmt.Sprintf("%d plugins more are given than API servers: --servers of all, or each plugin once", n))
 	}
 	if n := len(s.Fleet.Servers) - len(s.Fleet.Plugins); n > 0 {
 		out = append(out, fmt.Sprintf("%d of %d plugins are not given: --plugins HOST:PORT,… (listenAddress of each)", n, len(s.Fleet.Servers)))
@@ -48,20 +53,17 @@ func (s steps) healthy() Step {
 			st.Missing = append(st.Missing, fmt.Sprintf("API server %s is not content with its plugin: %s", x.Name, oneLine(x.Health)))
 		}
 	}
-	configs := map[string]bool{}
-	for _, x := range s.Fleet.Servers {
-		configs[x.Config] = true
+	if text := unlike(s.Fleet.Servers, s.encryptions); text != "" {
+		st.Missing = append(st.Missing, text)
 	}
-	if delete(configs, ""); len(configs) > 1 {
-		// Only their endpoints may differ, which no hash tells.
-		st.Found = append(st.Found, "the API servers run different EncryptionConfigurations, by last_config_info of their metrics: compare the files")
+	unasked := s.Fleet.Unasked()
+	for _, p := range unasked.Problems {
+		st.Missing = append(st.Missing, p.String())
 	}
-	strangers, unknown := s.Fleet.Unaccounted()
-	for _, id := range strangers {
-		st.Missing = append(st.Missing, fmt.Sprintf("API server on host %q lives (lease %s) and was not asked: add it to --servers", id.Host, id.Lease))
-	}
-	if unknown != "" {
-		st.Found = append(st.Found, "whether an API server was overlooked cannot be told: "+unknown)
+	if text := unasked.UnknownText(); text != "" && s.flags.AllowUnknown == "" {
+		st.Missing = append(st.Missing, text)
+	} else if text != "" {
+		st.Found = append(st.Found, text)
 	}
 	st.Missing = append(st.Missing, s.pluginsMiss(func(p fleet.Plugin) string {
 		switch {
@@ -72,7 +74,7 @@ func (s steps) healthy() Step {
 		case !p.Ready:
 			return "it is not ready; its log and kmsctl status say why"
 		}
-		return ""
+		return illKeys(p)
 	})...)
 	if s.Broken > 0 {
 		st.Missing = append(st.Missing, fmt.Sprintf("%d values in etcd cannot be read: kmsctl coverage names them", s.Broken))
@@ -88,25 +90,12 @@ func oneLine(s string) string {
 	return first
 }
 
-func (s steps) before() Step {
-	st := Step{Name: "a backup from before, and a rehearsal of its restore",
-		Do:    []string{"etcdctl snapshot save before.db", "kmsctl drill --snapshot before.db --socket /run/kms-plugin/kms.sock"},
-		Check: s.flags.plan() + " --snapshots DIR"}
-	switch {
-	case s.Newest != nil:
-		st.Found = []string{fmt.Sprintf("the newest is %s of %s, revision %d", s.Newest.Source.File, s.Newest.Source.FileTime.Format("2006-01-02 15:04Z"), s.Newest.Source.Revision)}
-	case len(s.Left) > 0 || s.KeyIDHash == "":
-		st.Missing = []string{"no snapshot was given: --snapshots DIR"}
-	}
-	return st
-}
-
 func (s steps) read() Step {
-	return Step{Name: fmt.Sprintf("every plugin can read key %q, before any writes under it", s.Target),
+	return Step{Name: fmt.Sprintf("every plugin can read key %q, before any writes under it", s.Target), Found: s.untried(),
 		Missing: s.pluginsMiss(func(p fleet.Plugin) string {
 			for _, k := range p.Keys {
 				if k.Name == s.Target && k.Role != string(keys.RoleRetired) {
-					return ""
+					return ill(k)
 				}
 			}
 			return "it does not have the key"
@@ -157,6 +146,10 @@ func (s steps) arn(target string) string {
 	return ""
 }
 
+// fresh is how old what an API server was told may be: it asks once a minute, within
+// three seconds.
+const fresh = 90 * time.Second
+
 func (s steps) converge() Step {
 	st := Step{Name: "every API server writes under the new key_id", Do: []string{s.flags.run(s.to()) + "   # waits for it"},
 		Check: s.flags.canary(), Undo: "as in the step before"}
@@ -172,8 +165,10 @@ func (s steps) converge() Step {
 			st.Missing = append(st.Missing, fmt.Sprintf("API server %s has not asked a plugin of provider %q since its start", x.Name, s.Provider))
 		case x.Seen.Hash != s.KeyIDHash:
 			st.Missing = append(st.Missing, fmt.Sprintf("API server %s was last told key_id %s", x.Name, x.Seen.Hash))
+		case s.Fleet.At.Sub(x.Seen.At) > fresh:
+			st.Missing = append(st.Missing, fmt.Sprintf("API server %s was last told it at %s, which is over %s ago: it asks no more, or a clock is wrong", x.Name, x.Seen.At.Format("2006-01-02 15:04:05Z"), fresh))
 		case x.Wrote.Hash != "" && x.Wrote.Hash != s.KeyIDHash:
-			st.Found = append(st.Found, fmt.Sprintf("API server %s has not written under it yet", x.Name))
+			st.Missing = append(st.Missing, fmt.Sprintf("API server %s last wrote under key_id %s, at %s", x.Name, x.Wrote.Hash, x.Wrote.At.Format("2006-01-02 15:04:05Z")))
 		}
 	}
 	return st
@@ -183,12 +178,18 @@ func (s steps) converge() Step {
 // plugin has it.
 func (s steps) to() string {
 	switch {
-	case (s.Material && len(s.Left) > 0 || s.several) && s.KeyIDHash != "":
+	case (s.Material && len(s.Left) > 0 || s.several || s.settled()) && s.KeyIDHash != "":
 		return s.KeyIDHash
 	case s.Material:
 		return "KEY_ID"
 	}
 	return s.Target
+}
+
+// settled: nothing is stored under the other keys of the ring, and none writes. Then
+// the name of the target tells as little as with one key alone.
+func (s steps) settled() bool {
+	return !slices.ContainsFunc(s.Old, func(o OldKey) bool { return o.Role == string(keys.RoleWrite) || o.Objects > 0 })
 }
 
 // proof is what all must be on.
@@ -216,24 +217,6 @@ func (s steps) cold() Step {
 	return Step{Name: "a cold read: what is stored opens without anything in memory", byHand: true,
 		Do:    []string{"restart one API server and its plugin", s.flags.canary()},
 		Check: "kubectl get secrets -A through that API server", Undo: "none is needed"}
-}
-
-func (s steps) after() Step {
-	st := Step{Name: "a backup from after, that needs no old key", Do: []string{"etcdctl snapshot save after.db", s.flags.inventory()},
-		Check: s.flags.plan() + " --snapshots DIR"}
-	if s.Newest == nil {
-		st.Missing = []string{"no snapshot was given: --snapshots DIR"}
-		return st
-	}
-	for _, k := range s.Newest.Keys {
-		if k.KeyIDHash != "" && k.KeyIDHash != s.KeyIDHash {
-			st.Missing = append(st.Missing, fmt.Sprintf("the newest, %s, needs %s", s.Newest.Source.File, k.String()))
-		}
-	}
-	if len(st.Missing) == 0 {
-		st.Found = []string{fmt.Sprintf("%s needs the current key only", s.Newest.Source.File)}
-	}
-	return st
 }
 
 func (s steps) keepMaterial() Step {

@@ -37,6 +37,9 @@ type world struct {
 	scans   int
 	onScan  func(w *world, n int)
 	hosts   []string // of API servers that live, beside those that are asked
+	down    []string // hosts of API servers that left a lease behind
+	configs []string // hash of the EncryptionConfiguration of each API server
+	planes  int      // Nodes of the control plane
 	manager bool     // kube-controller-manager lives and works migrations off
 	skip    string   // a resource that it leaves out though it says that it succeeded
 	fails   bool     // every migration fails
@@ -191,7 +194,14 @@ func (w *world) options(t *testing.T, rules string) Options {
 func (w *world) metrics(i int) string {
 	labels := fmt.Sprintf(`provider_name="ours",key_id_hash=%q,apiserver_id_hash=%q`, metrics.KeyIDHash(w.keyIDs[i]), metrics.KeyIDHash(fmt.Sprintf("apiserver-%d", i)))
 	return fmt.Sprintf("apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds{%s} 1.7e9\n"+
-		"apiserver_envelope_encryption_key_id_hash_total{%s,transformation_type=\"to_storage\"} %d\n", labels, labels, len(w.patched))
+		"apiserver_envelope_encryption_key_id_hash_total{%s,transformation_type=\"to_storage\"} %d\n", labels, labels, len(w.patched)) + w.config(i)
+}
+
+func (w *world) config(i int) string {
+	if len(w.configs) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("# TYPE apiserver_encryption_config_controller_last_config_info gauge\napiserver_encryption_config_controller_last_config_info{apiserver_id_hash=%q,hash=%q} 1\n", metrics.KeyIDHash(fmt.Sprintf("apiserver-%d", i)), w.configs[i])
 }
 
 // serveMigration answers about leases and migrations, like kube-controller-manager
@@ -208,12 +218,17 @@ func (w *world) serveMigration(r *http.Request) (int, any) {
 	case strings.HasSuffix(r.URL.Path, "/kube-system/leases"):
 		items := []any{}
 		for i := range w.keyIDs {
-			items = append(items, identityLease(fmt.Sprintf("apiserver-%d", i), "asked"))
+			items = append(items, identityLease(fmt.Sprintf("apiserver-%d", i), "asked", time.Now()))
 		}
 		for _, h := range w.hosts {
-			items = append(items, identityLease("apiserver-of-"+h, h))
+			items = append(items, identityLease("apiserver-of-"+h, h, time.Now()))
+		}
+		for _, h := range w.down {
+			items = append(items, identityLease("apiserver-of-"+h, h, time.Now().Add(-5*time.Minute)))
 		}
 		return http.StatusOK, map[string]any{"apiVersion": "coordination.k8s.io/v1", "kind": "LeaseList", "items": items}
+	case r.URL.Path == "/api/v1/nodes":
+		return http.StatusOK, map[string]any{"apiVersion": "v1", "kind": "NodeList", "items": w.nodes()}
 	case r.URL.Path == api && r.Method == http.MethodPost:
 		var in map[string]any
 		_ = json.NewDecoder(r.Body).Decode(&in)
@@ -235,9 +250,17 @@ func (w *world) serveMigration(r *http.Request) (int, any) {
 	return 0, nil
 }
 
-func identityLease(name, host string) map[string]any {
+func (w *world) nodes() []any {
+	out := []any{}
+	for i := range w.planes {
+		out = append(out, map[string]any{"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{"name": fmt.Sprintf("cp%d", i)}})
+	}
+	return out
+}
+
+func identityLease(name, host string, at time.Time) map[string]any {
 	return map[string]any{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": map[string]any{"name": name, "labels": map[string]any{"kubernetes.io/hostname": host}},
-		"spec": map[string]any{"renewTime": time.Now().UTC().Format(time.RFC3339Nano)}}
+		"spec": map[string]any{"renewTime": at.UTC().Format(time.RFC3339Nano)}}
 }
 
 // migrate is one turn of the controller: Running, then done.

@@ -4,14 +4,14 @@ package status
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"sort"
+	"strings"
 	"text/tabwriter"
 	"time"
 
-	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	grpcstatus "google.golang.org/grpc/status"
@@ -47,6 +47,11 @@ type Plugin struct {
 	// LocalKEKIDs are some of the local KEKs in memory, up to 256, by 16 hex digits.
 	LocalKEKIDs  []string       `json:"localKEKIDs,omitempty"`
 	RetiredOpens map[string]int `json:"retiredOpens,omitempty"` // seeds opened under retired keys since start
+	// Hardening is what became of each measure: enforced, partial, log, off, unsupported, failed.
+	Hardening map[string]string `json:"hardening,omitempty"`
+	// Started is when the process did; Bounds are the revocation bounds by class, in seconds.
+	Started time.Time          `json:"started,omitzero"`
+	Bounds  map[string]float64 `json:"revocationBounds,omitempty"`
 }
 
 // Key is one key of the ring.
@@ -59,6 +64,24 @@ type Key struct {
 	LastGood *time.Time `json:"lastGoodProbe,omitempty"`
 	// Credential is nil for a key that needs none.
 	Credential *Credential `json:"credential,omitempty"`
+	Regions    []Region    `json:"regions,omitempty"`    // of a key with several
+	Recipients []string    `json:"recipients,omitempty"` // co-recipients, in their order
+	Closed     *Closed     `json:"closed,omitempty"`     // nil while it opens
+	LastOpened *time.Time  `json:"lastOpened,omitempty"` // a seed under it, also before a restart
+}
+
+// Region is one region of a key, as it last answered.
+type Region struct {
+	Name   string `json:"name"`
+	InUse  bool   `json:"inUse,omitempty"` // calls go there first
+	Wrap   string `json:"wrap"`
+	Unwrap string `json:"unwrap"`
+}
+
+// Closed is since when nothing is opened under a key, and why.
+type Closed struct {
+	Class string    `json:"class"`
+	Since time.Time `json:"since"`
 }
 
 // Credential is what the plugin reaches the KMS of a key by; never a value.
@@ -122,110 +145,25 @@ func Scrape(ctx context.Context, address string) (*Plugin, error) {
 		return nil, fmt.Errorf("read metrics: %w", err)
 	}
 	defer resp.Body.Close()
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(io.LimitReader(resp.Body, 16<<20))
-	if err != nil || resp.StatusCode != http.StatusOK || families["kms_plugin_ready"] == nil {
+	p, err := read(io.LimitReader(resp.Body, 16<<20))
+	if err != nil || resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("http://%s/metrics is not that of a kms-plugin", address)
 	}
+	return p, nil
+}
+
+var errOthers = errors.New("not the metrics of a kms-plugin")
+
+func read(r io.Reader) (*Plugin, error) {
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(r)
+	if err == nil && families["kms_plugin_ready"] == nil {
+		err = errOthers
+	}
+	if err != nil {
+		return nil, err
+	}
 	return decode(families), nil
-}
-
-func decode(f map[string]*dto.MetricFamily) *Plugin {
-	// A plugin of another version may not have them all.
-	value := func(name string) float64 {
-		if m := f[name].GetMetric(); len(m) > 0 {
-			return m[0].GetGauge().GetValue()
-		}
-		return 0
-	}
-	p := &Plugin{Ready: value("kms_plugin_ready") == 1, DiskDiffers: value("kms_plugin_config_disk_differs") == 1, LocalKEKs: int(value("kms_plugin_local_keks"))}
-	byName := map[string]*Key{}
-	for _, m := range f["kms_plugin_key_state"].GetMetric() {
-		if m.GetGauge().GetValue() != 1 {
-			continue
-		}
-		l := Labels(m)
-		k := byName[l["key"]]
-		if k == nil {
-			k = &Key{Name: l["key"]}
-			byName[k.Name] = k
-		}
-		if l["op"] == "wrap" {
-			k.Wrap = l["state"]
-		} else {
-			k.Unwrap = l["state"]
-		}
-	}
-	for _, m := range f["kms_plugin_key_info"].GetMetric() {
-		if k := byName[Labels(m)["key"]]; k != nil && m.GetGauge().GetValue() == 1 {
-			k.Role, k.Active = Labels(m)["role"], Labels(m)["active"] == "true"
-		}
-	}
-	for _, m := range f["kms_plugin_last_good_probe_timestamp_seconds"].GetMetric() {
-		if k := byName[Labels(m)["key"]]; k != nil {
-			t := time.UnixMilli(int64(m.GetGauge().GetValue() * 1000)).UTC()
-			k.LastGood = &t
-		}
-	}
-	decodeCredentials(f, byName)
-	for _, m := range f["kms_plugin_build_info"].GetMetric() {
-		p.Version = Labels(m)["version"]
-	}
-	for _, m := range f["kms_plugin_key_id_hash_info"].GetMetric() {
-		if m.GetGauge().GetValue() == 1 {
-			p.KeyIDHash = Labels(m)["key_id_hash"]
-		}
-	}
-	for _, m := range f["kms_plugin_config_hash_info"].GetMetric() {
-		if m.GetGauge().GetValue() == 1 {
-			p.ConfigHash = Labels(m)["sha256"]
-		}
-	}
-	for _, m := range f["kms_plugin_local_kek_info"].GetMetric() {
-		if m.GetGauge().GetValue() == 1 {
-			p.LocalKEKIDs = append(p.LocalKEKIDs, Labels(m)["local_kek"])
-		}
-	}
-	sort.Strings(p.LocalKEKIDs)
-	for _, m := range f["kms_plugin_retired_key_opens_total"].GetMetric() {
-		if p.RetiredOpens == nil {
-			p.RetiredOpens = map[string]int{}
-		}
-		p.RetiredOpens[Labels(m)["key"]] += int(m.GetCounter().GetValue())
-	}
-	for _, k := range byName {
-		p.Keys = append(p.Keys, *k)
-	}
-	sort.Slice(p.Keys, func(i, j int) bool { return p.Keys[i].Name < p.Keys[j].Name })
-	return p
-}
-
-func decodeCredentials(f map[string]*dto.MetricFamily, byName map[string]*Key) {
-	for _, m := range f["kms_plugin_credential_info"].GetMetric() {
-		if k := byName[Labels(m)["key"]]; k != nil && m.GetGauge().GetValue() == 1 {
-			k.Credential = &Credential{Kind: Labels(m)["kind"], Source: Labels(m)["source"]}
-		}
-	}
-	for _, m := range f["kms_plugin_credential_expiry_timestamp_seconds"].GetMetric() {
-		if k := byName[Labels(m)["key"]]; k != nil && k.Credential != nil {
-			t := time.Unix(int64(m.GetGauge().GetValue()), 0).UTC()
-			k.Credential.Ends = &t
-		}
-	}
-	for _, m := range f["kms_plugin_credential_renewal_failing"].GetMetric() {
-		if k := byName[Labels(m)["key"]]; k != nil && k.Credential != nil {
-			k.Credential.Failing = m.GetGauge().GetValue() == 1
-		}
-	}
-}
-
-// Labels are the labels of a metric.
-func Labels(m *dto.Metric) map[string]string {
-	out := map[string]string{}
-	for _, l := range m.GetLabel() {
-		out[l.GetName()] = l.GetValue()
-	}
-	return out
 }
 
 // String is a line for people.
@@ -270,10 +208,28 @@ func (r Report) Print(w io.Writer) error {
 				good = time.Since(*k.LastGood).Round(time.Second).String() + " ago"
 			}
 			row("KEY "+k.Name, "wrap %s, unwrap %s, last good probe %s", k.Wrap, k.Unwrap, good)
-			if k.Credential != nil {
-				row("", "%s", k.Credential)
-			}
+			k.rows(row)
 		}
 	}
 	return t.Flush()
+}
+
+// rows tells what a key has besides.
+func (k Key) rows(row func(name, format string, args ...any)) {
+	if k.Credential != nil {
+		row("", "%s", k.Credential)
+	}
+	for _, r := range k.Regions {
+		also := ""
+		if r.InUse {
+			also = ", calls go there first"
+		}
+		row("", "region %s: wrap %s, unwrap %s%s", r.Name, r.Wrap, r.Unwrap, also)
+	}
+	if len(k.Recipients) > 0 {
+		row("", "co-recipients: %s", strings.Join(k.Recipients, ", "))
+	}
+	if k.Closed != nil {
+		row("", "OPENS NOTHING since %s (%s)", k.Closed.Since.Format(time.RFC3339), k.Closed.Class)
+	}
 }

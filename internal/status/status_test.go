@@ -424,3 +424,37 @@ func TestJSON(t *testing.T) {
 		t.Errorf("%v (-want +got):\n%s", err, d)
 	}
 }
+
+// Regions, co-recipients and what closed a key, for people and for programs.
+func TestRegionsAndRecipients(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	m := metrics.New(reg, "v1")
+	m.SetReady(true)
+	m.SetBound("key-state", 90*time.Second)
+	m.SetKeys([]metrics.Key{{Name: "prod", Role: "write", Active: true, Wrap: "closed", Unwrap: "closed", LastOpened: good,
+		Regions:    []metrics.Region{{Name: "eu-west-1", Wrap: "outage", Unwrap: "key-state"}, {Name: "us-east-1", InUse: true, Wrap: "ok", Unwrap: "ok"}},
+		Recipients: []string{"spare", "aux"}, Closed: metrics.Closed{Class: "key-state", Since: good}}})
+	r, err := status.Ask(t.Context(), serve(t, healthy()), page(t, promhttp.HandlerFor(reg, promhttp.HandlerOpts{})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := status.Key{Name: "prod", Role: "write", Active: true, Wrap: "closed", Unwrap: "closed", LastOpened: &good,
+		Regions:    []status.Region{{Name: "us-east-1", InUse: true, Wrap: "ok", Unwrap: "ok"}, {Name: "eu-west-1", Wrap: "outage", Unwrap: "key-state"}},
+		Recipients: []string{"spare", "aux"}, Closed: &status.Closed{Class: "key-state", Since: good}}
+	if d := cmp.Diff(want, r.Plugin.Keys[0]); d != "" {
+		t.Errorf("key (-want +got):\n%s", d)
+	}
+	if r.Plugin.Bounds["key-state"] != 90 {
+		t.Errorf("bounds %v", r.Plugin.Bounds)
+	}
+	var b bytes.Buffer
+	if err := r.Print(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"region us-east-1: wrap ok, unwrap ok, calls go there first\n", "region eu-west-1: wrap outage, unwrap key-state\n",
+		"co-recipients: spare, aux\n", "OPENS NOTHING since 2026-11-30T12:00:00Z (key-state)\n"} {
+		if !strings.Contains(b.String(), line) {
+			t.Errorf("no %q in\n%s", line, &b)
+		}
+	}
+}

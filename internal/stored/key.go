@@ -26,12 +26,16 @@ var exempt = map[string]bool{
 	"ranges/secondaryserviceips": true, "compact_rev_key": true,
 }
 
+// Beside tells of a key that is not below the prefix whether kube-apiserver keeps it
+// there, as the record of its compactions.
+func Beside(key []byte) bool { return exempt[string(firstSegment(key))] }
+
 // ParseKey finds the resource of a key below prefix, "/registry" by default.
 // Keys elsewhere have the resource "(outside <prefix>)".
 func ParseKey(key []byte, prefix string) Key {
 	rest, ok := bytes.CutPrefix(key, []byte(prefix+"/"))
 	if !ok {
-		if exempt[string(firstSegment(key))] {
+		if Beside(key) {
 			return Key{Resource: GroupResource{Resource: string(key)}, Exempt: true, Known: true}
 		}
 		return Key{Resource: GroupResource{Resource: "(outside " + prefix + ")"}, Outside: true}

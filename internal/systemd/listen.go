@@ -37,12 +37,9 @@ func Socket() (*os.File, error) {
 	if fds == "" || pid != strconv.Itoa(os.Getpid()) { // meant for a parent
 		return nil, nil
 	}
-	n, err := strconv.Atoi(fds)
-	if err != nil || n < 0 || n > maxFDs {
-		return nil, &ListenError{fmt.Sprintf("LISTEN_FDS %q is not a number of descriptors", fds), "start the service by systemd"}
-	}
-	if n == 0 {
-		return nil, nil
+	n, err := count(fds)
+	if err != nil || n == 0 {
+		return nil, err
 	}
 	var files []*os.File
 	for fd := firstFD; fd < firstFD+n; fd++ {
@@ -56,4 +53,12 @@ func Socket() (*os.File, error) {
 		return nil, &ListenError{fmt.Sprintf("%d were passed (%s), one is expected", n, names), "let the .socket unit have one ListenStream="}
 	}
 	return files[0], nil
+}
+
+func count(fds string) (int, error) {
+	n, err := strconv.Atoi(fds)
+	if err != nil || n < 0 || n > maxFDs {
+		return 0, &ListenError{fmt.Sprintf("LISTEN_FDS %q is not a number of descriptors", fds), "start the service by systemd"}
+	}
+	return n, nil
 }

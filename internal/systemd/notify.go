@@ -4,12 +4,12 @@
 package systemd
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +24,9 @@ const sendTimeout = time.Second
 type Notifier struct {
 	addr     string
 	watchdog time.Duration
+
+	mu   sync.Mutex
+	conn net.Conn // nil: not connected
 }
 
 // FromEnvironment finds the manager that started this process, nil if it wants no
@@ -43,6 +46,9 @@ func FromEnvironment() (*Notifier, error) {
 		return nil, fmt.Errorf("NOTIFY_SOCKET %q is neither a path nor an abstract socket", addr)
 	}
 	n := &Notifier{addr: addr}
+	// Connected now, for a process that denies itself files and abstract sockets
+	// later may go on to use what it has. A failure is told by the first message.
+	n.conn, _ = net.DialTimeout("unixgram", addr, sendTimeout) // #nosec G704 -- named by who started us
 	if usec == "" || pid != "" && pid != strconv.Itoa(os.Getpid()) {
 		return n, nil
 	}
@@ -91,20 +97,32 @@ func (n *Notifier) send(message string) error {
 	if n == nil {
 		return nil
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.conn != nil && write(n.conn, message) == nil {
+		return nil
+	}
+	// The manager bound its socket again, or was not there.
 	c, err := net.DialTimeout("unixgram", n.addr, sendTimeout)
-	if err == nil {
-		err = c.SetDeadline(time.Now().Add(sendTimeout))
-	}
-	if err == nil {
-		_, err = c.Write([]byte(message))
-	}
-	if c != nil {
-		err = errors.Join(err, c.Close())
-	}
 	if err != nil {
 		return fmt.Errorf("tell systemd: %w", err)
 	}
+	if n.conn != nil {
+		_ = n.conn.Close() // of a socket that is gone
+	}
+	n.conn = c
+	if err := write(c, message); err != nil {
+		return fmt.Errorf("tell systemd: %w", err)
+	}
 	return nil
+}
+
+func write(c net.Conn, message string) error {
+	err := c.SetWriteDeadline(time.Now().Add(sendTimeout))
+	if err == nil {
+		_, err = c.Write([]byte(message))
+	}
+	return err
 }
 
 // oneLine keeps a text from being taken for a second assignment.

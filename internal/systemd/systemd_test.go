@@ -43,11 +43,7 @@ func TestMain(m *testing.M) {
 // manager is the end of NOTIFY_SOCKET that systemd holds.
 func manager(t *testing.T, name string) func() string {
 	t.Helper()
-	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
+	c := listen(t, name)
 	return func() string {
 		b := make([]byte, 4096)
 		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
@@ -57,6 +53,16 @@ func manager(t *testing.T, name string) func() string {
 		}
 		return string(b[:n])
 	}
+}
+
+func listen(t *testing.T, name string) *net.UnixConn {
+	t.Helper()
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
 }
 
 func short(t *testing.T) string {
@@ -111,6 +117,32 @@ func TestNotify(t *testing.T) {
 				t.Errorf("systemd was told %q of a reload", got)
 			}
 		})
+	}
+}
+
+// systemd binds its socket again, as after a restart of the manager: a connection
+// to the old one must not be the end of it.
+func TestManagerThatCameAgain(t *testing.T) {
+	addr := filepath.Join(short(t), "n")
+	first := listen(t, addr)
+	t.Setenv("NOTIFY_SOCKET", addr)
+	t.Setenv("WATCHDOG_USEC", "")
+	n, err := systemd.FromEnvironment()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(first.Close(), os.Remove(addr)); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Alive(); err == nil {
+		t.Error("a message to nobody was sent")
+	}
+	next := manager(t, addr)
+	if err := n.Alive(); err != nil {
+		t.Fatal(err)
+	}
+	if got := next(); got != "WATCHDOG=1" {
+		t.Errorf("the manager that came again was told %q", got)
 	}
 }
 

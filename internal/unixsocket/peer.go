@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
@@ -14,6 +16,14 @@ import (
 
 // ErrPeer is returned when a peer is not on the allow-list.
 var ErrPeer = errors.New("peer is not allowed")
+
+// ErrFull is returned when MaxConnections are open.
+var ErrFull = errors.New("too many connections are open")
+
+// MaxConnections bounds the memory and descriptors that peers can take. An API
+// server has one connection for each provider of its configuration, kmsctl and
+// probes one each for a moment.
+const MaxConnections = 64
 
 // Peer is who connected, as the kernel says (SO_PEERCRED, unix(7)). The ids are
 // those of the server's user namespace; the pid is 0 for another pid namespace.
@@ -30,15 +40,29 @@ func (Peer) AuthType() string { return "SO_PEERCRED" }
 // handshake. It encrypts nothing: the bytes never leave the kernel.
 type PeerCredentials struct {
 	allowed []uint32
-	refused func(Peer)
+	refused func(Peer, error)
+	open    *atomic.Int32
 }
 
 var _ credentials.TransportCredentials = (*PeerCredentials)(nil)
 
 // NewPeerCredentials calls refused, from any goroutine, for each peer it sends
-// away: the peer itself sees only a closed connection.
-func NewPeerCredentials(allowed []uint32, refused func(Peer)) *PeerCredentials {
-	return &PeerCredentials{allowed: append([]uint32{uint32(os.Geteuid())}, allowed...), refused: refused}
+// away, with ErrPeer or ErrFull: the peer itself sees only a closed connection.
+func NewPeerCredentials(allowed []uint32, refused func(Peer, error)) *PeerCredentials {
+	return &PeerCredentials{allowed: append([]uint32{uint32(os.Geteuid())}, allowed...), refused: refused, open: &atomic.Int32{}}
+}
+
+// counted is an open connection of an allowed peer.
+type counted struct {
+	net.Conn
+	once sync.Once
+	open *atomic.Int32
+}
+
+// Close implements net.Conn.
+func (c *counted) Close() error {
+	c.once.Do(func() { c.open.Add(-1) })
+	return c.Conn.Close()
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
@@ -50,10 +74,18 @@ func (p *PeerCredentials) ServerHandshake(c net.Conn) (net.Conn, credentials.Aut
 	}
 	if !slices.Contains(p.allowed, peer.UID) {
 		_ = c.Close()
-		p.refused(peer)
-		return nil, nil, fmt.Errorf("%w: uid %d", ErrPeer, peer.UID)
+		err := fmt.Errorf("%w: uid %d", ErrPeer, peer.UID)
+		p.refused(peer, err)
+		return nil, nil, err
 	}
-	return c, peer, nil
+	if p.open.Add(1) > MaxConnections {
+		p.open.Add(-1)
+		_ = c.Close()
+		err := fmt.Errorf("%w: %d", ErrFull, MaxConnections)
+		p.refused(peer, err)
+		return nil, nil, err
+	}
+	return &counted{Conn: c, open: p.open}, peer, nil
 }
 
 func peerOf(c net.Conn) (Peer, error) {
@@ -90,7 +122,7 @@ func (*PeerCredentials) Info() credentials.ProtocolInfo {
 
 // Clone implements credentials.TransportCredentials.
 func (p *PeerCredentials) Clone() credentials.TransportCredentials {
-	return &PeerCredentials{allowed: p.allowed, refused: p.refused}
+	return &PeerCredentials{allowed: p.allowed, refused: p.refused, open: p.open}
 }
 
 // OverrideServerName implements credentials.TransportCredentials.

@@ -155,7 +155,7 @@ func TestDeadSocketIsReplaced(t *testing.T) {
 }
 
 // serve runs a gRPC server that lets only allowed uids in.
-func serve(t *testing.T, allowed []uint32, refused func(unixsocket.Peer)) string {
+func serve(t *testing.T, allowed []uint32, refused func(unixsocket.Peer, error)) string {
 	t.Helper()
 	path := filepath.Join(private(t), "kms.sock")
 	srv := grpc.NewServer(grpc.Creds(unixsocket.NewPeerCredentials(allowed, refused)))
@@ -166,7 +166,7 @@ func serve(t *testing.T, allowed []uint32, refused func(unixsocket.Peer)) string
 }
 
 func TestPeerCredentials(t *testing.T) {
-	path := serve(t, nil, func(p unixsocket.Peer) { t.Errorf("our own uid %d was refused", p.UID) })
+	path := serve(t, nil, func(p unixsocket.Peer, err error) { t.Errorf("our own uid %d was refused: %v", p.UID, err) })
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -174,6 +174,63 @@ func TestPeerCredentials(t *testing.T) {
 	defer conn.Close()
 	if _, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil {
 		t.Errorf("call as our own uid: %v", err)
+	}
+}
+
+// So many connections and no more; a place that is given up is taken again.
+func TestConnectionsAreBounded(t *testing.T) {
+	refused := make(chan error, 8)
+	path := serve(t, nil, func(_ unixsocket.Peer, err error) { refused <- err })
+	// The server speaks first, once the handshake has let the peer in.
+	dial := func() (net.Conn, error) {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+		_, err = c.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"))
+		if err == nil {
+			_, err = c.Read(make([]byte, 1))
+		}
+		return c, err
+	}
+	var first net.Conn
+	for i := range unixsocket.MaxConnections {
+		c, err := dial()
+		if err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		if first == nil {
+			first = c
+		}
+	}
+	if _, err := dial(); err == nil {
+		t.Error("one connection more than allowed was served")
+	}
+	if err := <-refused; !errors.Is(err, unixsocket.ErrFull) {
+		t.Errorf("refused with %v, want ErrFull", err)
+	}
+	first.Close()
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		if _, err := dial(); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a place that was given up is not taken again")
+		}
+	}
+}
+
+// The umask of who starts the daemon does not matter: the socket is bound in a
+// directory that only we can enter, and has its mode before it has its name.
+func TestUmaskDoesNotMatter(t *testing.T) {
+	old := syscall.Umask(0)
+	defer syscall.Umask(old)
+	path := filepath.Join(private(t), "kms.sock")
+	listen(t, path)
+	if info, err := os.Lstat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("socket has mode %v, %v; want 0600", info.Mode(), err)
 	}
 }
 
@@ -195,7 +252,7 @@ func TestPeerOfAnotherUID(t *testing.T) {
 	}
 	const uid = 65533
 	refused := make(chan uint32, 8)
-	path := serve(t, []uint32{0}, func(p unixsocket.Peer) { refused <- p.UID })
+	path := serve(t, []uint32{0}, func(p unixsocket.Peer, _ error) { refused <- p.UID })
 	// Wide open on purpose: the list must hold by itself.
 	for _, p := range []string{path, filepath.Dir(path)} {
 		if err := os.Chmod(p, 0o777); err != nil {

@@ -18,13 +18,14 @@ import (
 const (
 	// MaxStreams bounds the calls in flight on one connection. It keeps memory
 	// flat when an API server sends thousands of Decrypts at a cold start: the
-	// rest wait in the client. Fewer than this may wait for the KMS (package
-	// custody), so that a Status always finds a stream.
-	MaxStreams = 256
+	// rest wait in the client, and a Status behind them. Half of this may wait for
+	// the KMS (package custody); the other half passes.
+	MaxStreams = 384
 	// maxMessage is twice the largest legal Decrypt (about 34 KiB).
 	maxMessage = 64 << 10
-	// streamWorkers keeps goroutine stacks warm between calls.
-	streamWorkers = 2
+	// streamWorkers keeps goroutine stacks warm between calls; what one read of the
+	// connection brings are some dozens.
+	streamWorkers = 32
 )
 
 // Observer sees every finished call.
@@ -47,6 +48,7 @@ func NewServer(s *Service, c ServerConfig) *grpc.Server {
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.ConnectionTimeout(5 * time.Second),
 		grpc.UnaryInterceptor(intercept(c.Observer, c.Log)),
 	}

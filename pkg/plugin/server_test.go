@@ -176,3 +176,24 @@ func TestNoOtherService(t *testing.T) {
 		t.Errorf("services %v, want KMS v2 alone", info)
 	}
 }
+
+// What was opened is overwritten in the server once the answer is on its way.
+func TestOpenedSeedsEndWithTheCall(t *testing.T) {
+	b := newBackend(t)
+	c, _ := serve(t, b, &journal{})
+	sealed, err := c.Encrypt(t.Context(), &kmsapi.EncryptRequest{Plaintext: []byte(seed), Uid: "u"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, err := c.Decrypt(t.Context(), &kmsapi.DecryptRequest{Ciphertext: sealed.Ciphertext, Uid: "u", KeyId: sealed.KeyId, Annotations: sealed.Annotations})
+	if err != nil || string(opened.Plaintext) != seed {
+		t.Fatalf("Decrypt = %q, %v", opened.GetPlaintext(), err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, s := range b.seeds {
+		if strings.Trim(string(s), "\x00") != "" {
+			t.Errorf("seed %d of %d is still in memory", i, len(b.seeds))
+		}
+	}
+}

@@ -69,6 +69,18 @@ func Build(ctx context.Context, progress io.Writer) (Bin, error) {
 		APIServer: in("kube-apiserver"), ControllerManager: in("kube-controller-manager"), Kubectl: in("kubectl")}, nil
 }
 
+// BuildAll is Build, and our own programs in dir.
+func BuildAll(ctx context.Context, progress io.Writer, dir string) (Bin, error) {
+	b, err := Build(ctx, progress)
+	if err == nil {
+		b.Plugin, err = BuildPlugin(ctx, progress, dir)
+	}
+	if err == nil {
+		b.Kmsctl, err = BuildKmsctl(ctx, progress, dir)
+	}
+	return b, err
+}
+
 // BuildNode makes also those of a kubeadm node.
 func BuildNode(ctx context.Context, progress io.Writer) (Bin, error) {
 	b, err := Build(ctx, progress)

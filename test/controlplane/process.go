@@ -95,6 +95,14 @@ func (p *process) Stop() error { return p.signal(syscall.SIGTERM, 90*time.Second
 // Kill ends it by SIGKILL.
 func (p *process) Kill() error { return p.signal(syscall.SIGKILL, 10*time.Second) }
 
+// PID is the number of the running process, 0 if it does not run.
+func (p *process) PID() int {
+	if !p.Alive() {
+		return 0
+	}
+	return p.cmd.Process.Pid
+}
+
 // Alive says whether it runs.
 func (p *process) Alive() bool {
 	if p.cmd == nil {

@@ -1,6 +1,7 @@
 package fakekms
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -36,10 +37,12 @@ const (
 type Fault struct {
 	Op          string // "Encrypt"
 	Region      string
+	KeyID       string // as the caller names the key: its ARN
 	Principal   string
 	ContextType string // value of kms-plugin-type in the encryption context
 	Kind        FaultKind
 	Code        string        // of Custom
+	Text        string        // of Custom, "" for some
 	Status      int           // of Custom
 	Probability float64       // 0 is always
 	Latency     time.Duration // before anything else happens
@@ -74,10 +77,10 @@ func (s *Server) ClearFaults() {
 }
 
 // due finds the faults for a call; the caller holds mu.
-func (s *Server) due(op, region, who, kind string) []Fault {
+func (s *Server) due(op, region, key, who, kind string) []Fault {
 	var out []Fault
 	for _, f := range s.faults {
-		if f.Op != "" && f.Op != op || f.Region != "" && f.Region != region || f.Principal != "" && f.Principal != who ||
+		if f.Op != "" && f.Op != op || f.Region != "" && f.Region != region || f.KeyID != "" && f.KeyID != key || f.Principal != "" && f.Principal != who ||
 			f.ContextType != "" && f.ContextType != kind || f.Limit > 0 && f.used >= f.Limit ||
 			f.Probability > 0 && rand.Float64() >= f.Probability {
 			continue
@@ -108,7 +111,7 @@ func answerOf(f Fault) *failure {
 	case InvalidSignature:
 		return refuse("InvalidSignatureException", "The request signature we calculated does not match the signature you provided.")
 	case Custom:
-		return &failure{f.Status, f.Code, "a custom fault"}
+		return &failure{f.Status, f.Code, cmp.Or(f.Text, "a custom fault")}
 	}
 	return nil
 }

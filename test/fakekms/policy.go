@@ -74,6 +74,22 @@ func (s *Server) CredentialsURL(name string) string {
 	return s.plain.URL + "/credentials/" + name
 }
 
+// ProcessAnswer is a credential as a credential_process prints it
+// (https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html).
+func (s *Server) ProcessAnswer(name string) (string, error) {
+	resp, err := http.Get(s.CredentialsURL(name))
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	var c map[string]string
+	if err := json.NewDecoder(resp.Body).Decode(&c); err != nil {
+		return "", err
+	}
+	b, err := json.Marshal(map[string]any{"Version": 1, "AccessKeyId": c["AccessKeyId"], "SecretAccessKey": c["SecretAccessKey"], "SessionToken": c["Token"], "Expiration": c["Expiration"]})
+	return string(b), err
+}
+
 // SetCredentials sets how long handed-out credentials live from now on, and
 // whether the endpoint refuses to hand any out.
 func (s *Server) SetCredentials(name string, lifetime time.Duration, failing bool) {

@@ -63,7 +63,7 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request, op string, in inpu
 	who, region, fail := s.caller(r)
 	kind := in.EncryptionContext["kms-plugin-type"]
 	s.count(op, kind, who)
-	faults := s.due(op, region, who, kind)
+	faults := s.due(op, region, in.KeyId, who, kind)
 	if fail == nil && !s.quota.take() {
 		fail = answerOf(Fault{Kind: Throttle})
 	}

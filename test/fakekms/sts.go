@@ -20,7 +20,7 @@ func (s *Server) sts(w http.ResponseWriter, r *http.Request, body []byte) {
 	s.mu.Lock()
 	who, _, fail := s.caller(r)
 	s.count("GetCallerIdentity", "", who)
-	for _, f := range s.due("GetCallerIdentity", "", who, "") {
+	for _, f := range s.due("GetCallerIdentity", "", "", who, "") {
 		if e := answerOf(f); e != nil {
 			fail = e
 		}

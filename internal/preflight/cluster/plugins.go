@@ -105,7 +105,7 @@ func (p *plane) know(context.Context) preflight.Result {
 		}
 	}
 	if len(strangers) > 0 {
-		return preflight.Warn("kmsctl canary, as a timer on every control-plane node", "local KEKs that are not known everywhere could not be opened there in an outage: %s", strings.Join(strangers, "; "))
+		return preflight.Warn("kmsctl canary, as a timer on every control-plane node; if that does not help, its kube-apiserver does not seal with it yet: restart that, then kmsctl canary", "local KEKs that are not known everywhere could not be opened there in an outage: %s", strings.Join(strangers, "; "))
 	}
 	return preflight.Pass("all %d local KEKs are known to all %d plugins", len(all), len(p.plugins))
 }

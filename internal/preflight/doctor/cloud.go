@@ -36,6 +36,16 @@ func failed(err error) preflight.Result {
 	return preflight.Fail(preflight.HintOf(err, ""), "%v", err)
 }
 
+// refused is a failure of the KMS; where there is no such key, every other question
+// about it would get the same answer.
+func (p *patient) refused(err error) preflight.Result {
+	var e *keys.Error
+	if errors.As(err, &e) && e.Absent {
+		p.blocked = "there is no such key"
+	}
+	return failed(err)
+}
+
 // ready is false, with a result, if nothing can be asked.
 func (p *patient) ready() (preflight.Result, bool) {
 	switch {
@@ -53,15 +63,11 @@ func (p *patient) credential(ctx context.Context) preflight.Result {
 	}
 	c, err := p.aws.Credential(ctx)
 	if err != nil {
-		p.blocked = "there is no credential"
+		p.blocked = "there is no credential" // or one that has ended: awskms hands out none of those
 		return failed(err)
 	}
 	left := time.Until(c.Expires)
 	switch {
-	case !c.Expires.IsZero() && left <= 0:
-		p.blocked = "the credential has expired"
-		return preflight.Fail("look at what renews it: instance role, Roles Anywhere helper or credential endpoint",
-			"the credential of %s expired at %s", c.Source, c.Expires.UTC().Format(time.RFC3339))
 	case c.Static:
 		return preflight.Warn("use a workload identity (instance role, Roles Anywhere) and drop allowStaticCredentials", "a long-lived static credential from %s, which works from anywhere until somebody withdraws it", c.Source)
 	case c.Expires.IsZero():
@@ -156,13 +162,13 @@ func (p *patient) roundtrip(ctx context.Context) preflight.Result {
 	w, err := p.kek.Wrap(ctx, plain, p.bound(p.cluster))
 	wrapped := time.Since(begun)
 	if err != nil {
-		return failed(err)
+		return p.refused(err)
 	}
 	begun = time.Now()
 	u, err := p.kek.Unwrap(ctx, w.Blob, p.bound(p.cluster))
 	unwrapped := time.Since(begun)
 	if err != nil {
-		return failed(err)
+		return p.refused(err)
 	}
 	defer u.Plaintext.Destroy()
 	if subtle.ConstantTimeCompare(u.Plaintext, plain) != 1 {
@@ -187,7 +193,7 @@ func (p *patient) mayDecrypt(ctx context.Context) preflight.Result {
 	ok, err := p.aws.Allowed(ctx, awskms.Decrypt, p.bound(p.cluster))
 	switch {
 	case err != nil:
-		return failed(err)
+		return p.refused(err)
 	case !ok:
 		return preflight.Fail("allow kms:Decrypt on "+p.key.AWSKMS.KeyARN+" for kms:EncryptionContext:"+keys.ContextCluster+" "+p.cluster, "this identity may not decrypt under a key with role %s", p.key.Role)
 	}

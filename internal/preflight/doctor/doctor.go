@@ -10,6 +10,7 @@ import (
 
 	"kms-plugin.io/internal/config"
 	"kms-plugin.io/internal/daemon"
+	"kms-plugin.io/internal/harden"
 	"kms-plugin.io/internal/preflight"
 	"kms-plugin.io/pkg/keys"
 	"kms-plugin.io/pkg/keys/awskms"
@@ -17,7 +18,7 @@ import (
 
 // Names are the checks there are, in the order they run (docs/preflight.md).
 func Names() []string {
-	return []string{"config", "state-dir", "socket-directory", "socket", "process", "swap", "credential", "imds", "kms-reach", "clock", "caller",
+	return []string{"config", "state-dir", "socket-directory", "socket", "process", "hardening", "resolver", "swap", "credential", "imds", "kms-reach", "clock", "caller",
 		"kms-roundtrip", "kms-context", "key-state", "key-rotation", "denied-reencrypt", "denied-grant", "denied-foreign-cluster", "localfile"}
 }
 
@@ -48,7 +49,13 @@ func Checks(ctx context.Context, o Options) []preflight.Check {
 		preflight.Check{Name: "socket-directory", Run: d.socketDirectory},
 		preflight.Check{Name: "socket", Run: d.socket},
 		preflight.Check{Name: "process", Run: d.process},
+		preflight.Check{Name: "hardening", Run: d.hardening},
 		preflight.Check{Name: "swap", Run: func(context.Context) preflight.Result { return swap("/proc/swaps") }})
+	if d.config.Hardening.Files != string(harden.Off) {
+		out = append(out, preflight.Check{Name: "resolver", Run: func(context.Context) preflight.Result {
+			return resolver("/etc/resolv.conf", d.config.Hardening.Readable)
+		}})
+	}
 	for _, k := range d.config.Keys {
 		out = append(out, d.keyChecks(ctx, k)...)
 	}

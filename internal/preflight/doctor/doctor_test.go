@@ -3,6 +3,8 @@ package doctor_test
 import (
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,7 +14,7 @@ import (
 
 	"kms-plugin.io/internal/preflight"
 	"kms-plugin.io/internal/preflight/doctor"
-	"kms-plugin.io/pkg/keys/localfile"
+	"kms-plugin.io/test/awsenv"
 	"kms-plugin.io/test/fakekms"
 )
 
@@ -20,6 +22,7 @@ const cluster = "prod-eu-1"
 
 // node is a node with a configuration for a key in the fake cloud.
 type node struct {
+	listen string // listenAddress
 	t      *testing.T
 	dir    string
 	cloud  *fakekms.Server
@@ -30,20 +33,13 @@ type node struct {
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	for _, kv := range os.Environ() {
-		if name, _, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "AWS_") {
-			t.Setenv(name, "")
-			os.Unsetenv(name)
-		}
-	}
+	awsenv.Clear(t)
 	cloud, err := fakekms.Start(fakekms.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(cloud.Close)
 	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", cloud.CredentialsURL("default"))
-	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
-	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
 	dir, err := os.MkdirTemp("", "dr")
 	if err != nil {
 		t.Fatal(err)
@@ -61,11 +57,12 @@ kind: KMSPluginConfiguration
 clusterID: %[1]s
 socket: {path: %[2]s/s}
 stateDir: %[2]s
+listenAddress: %[5]q
 keys:
 - name: prod
   role: write
   awskms: {keyARN: "%[3]s", endpoint: "%[4]s"}
-`, cluster, n.dir, arn, n.cloud.URL()) + extra
+`, cluster, n.dir, arn, n.cloud.URL(), n.listen) + extra
 }
 
 func (n *node) examine() *preflight.Report {
@@ -93,7 +90,7 @@ func TestHealthyNode(t *testing.T) {
 	n := newNode(t)
 	r := n.examine()
 	for _, c := range r.Checks {
-		switch want := map[string]preflight.Level{"socket": preflight.Warning, "process": preflight.Skipped, "imds": preflight.Skipped, "swap": c.Level}[c.Name]; {
+		switch want := map[string]preflight.Level{"socket": preflight.Warning, "process": preflight.Skipped, "resolver": c.Level, "hardening": preflight.Skipped, "imds": preflight.Skipped, "swap": c.Level}[c.Name]; {
 		case want != "" && c.Level != want, want == "" && c.Level != preflight.OK:
 			t.Errorf("%s: %s: %s", c.Name, c.Level, c.Message)
 		}
@@ -124,8 +121,8 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		"config is not there":  {wrong: func(n *node) { n.config = "" }, check: "config", level: preflight.Problem, text: "the file is empty", remedy: "apiVersion", onlyThis: true},
 		"several faults":       {wrong: func(n *node) { n.configure(n.arn, "logLevel: loud\nwrapping: none\n") }, check: "config", level: preflight.Problem, text: "(and 1 more: kms-plugin config check ", onlyThis: true},
 		"alias for an ARN":     {wrong: func(n *node) { n.configure("alias/prod", "") }, check: "config", level: preflight.Problem, text: "is an alias", remedy: "aws kms describe-key", onlyThis: true},
-		"wrong key ARN":        {wrong: func(n *node) { n.configure(n.arn[:len(n.arn)-4]+"0000", "") }, check: "kms-roundtrip", level: preflight.Problem, text: "NotFoundException", remedy: "compare keyARN"},
-		"key of other account": {wrong: func(n *node) { n.configure(strings.Replace(n.arn, "111122223333", "999988887777", 1), "") }, check: "kms-roundtrip", level: preflight.Problem, text: "NotFoundException", remedy: "compare keyARN"},
+		"wrong key ARN":        {wrong: func(n *node) { n.configure(n.arn[:len(n.arn)-4]+"0000", "") }, check: "kms-roundtrip", level: preflight.Problem, text: "NotFoundException", remedy: "compare keyARN", onlyThis: true},
+		"key of other account": {wrong: func(n *node) { n.configure(strings.Replace(n.arn, "111122223333", "999988887777", 1), "") }, check: "kms-roundtrip", level: preflight.Problem, text: "NotFoundException", remedy: "compare keyARN", onlyThis: true},
 		"expired credential":   {wrong: func(n *node) { n.cloud.SetCredentials("default", -time.Hour, false) }, check: "credential", level: preflight.Problem, text: "has ended already", remedy: "instance role", onlyThis: true},
 		"soon to expire":       {wrong: func(n *node) { n.cloud.SetCredentials("default", 4*time.Minute, false) }, check: "credential", level: preflight.Warning, text: "expires in ", remedy: "renews"},
 		"role withdrawn":       {wrong: func(n *node) { n.cloud.SetCredentials("default", 0, true) }, check: "credential", level: preflight.Problem, text: "NoCredentials", remedy: "source of the credential", onlyThis: true},
@@ -254,24 +251,29 @@ func (n *node) denyOld() {
 	n.cloud.SetPolicy(n.old, []fakekms.Statement{{Actions: []string{"kms:DescribeKey"}}})
 }
 
-// A keyset in a file is looked at too, and warned of.
-func TestLocalFile(t *testing.T) {
+// What the daemon says of its hardening is listed, and what it lacks.
+func TestHardeningIsListed(t *testing.T) {
+	metrics := ""
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "# TYPE kms_plugin_ready gauge\nkms_plugin_ready 1\n# TYPE kms_plugin_hardening_info gauge\n"+metrics)
+	}))
+	t.Cleanup(web.Close)
 	n := newNode(t)
-	keyset := filepath.Join(n.dir, "keyset")
-	if err := localfile.Create(keyset); err != nil {
-		t.Fatal(err)
-	}
-	n.config = n.config[:strings.Index(n.config, "keys:")] + "keys:\n- name: lab\n  role: write\n  localfile: {path: " + keyset + "}\n"
-	r := n.examine()
-	if c := find(t, r, "localfile"); c.Level != preflight.Warning || !strings.Contains(c.Message, keyset) {
-		t.Errorf("localfile: %+v", c)
-	}
-	for _, name := range []string{"kms-roundtrip", "kms-context"} {
-		if c := find(t, r, name); c.Level != preflight.OK {
-			t.Errorf("%s: %+v", name, c)
+	n.listen = web.Listener.Addr().String()
+	n.configure(n.arn, "")
+	line := "kms_plugin_hardening_info{measure=%q,state=%q} %d\n"
+	for name, tc := range map[string]struct {
+		metrics      string
+		level        preflight.Level
+		text, remedy string
+	}{
+		"all":   {fmt.Sprintf(line, "syscalls", "enforced", 1) + fmt.Sprintf(line, "files", "enforced", 1), preflight.OK, "files enforced, syscalls enforced", ""},
+		"some":  {fmt.Sprintf(line, "files", "partial", 1) + fmt.Sprintf(line, "dump", "enforced", 1), preflight.Warning, "dump enforced, files partial", "says why for files;"},
+		"older": {"# TYPE kms_plugin_build_info gauge\nkms_plugin_build_info{version=\"v0\"} 1\n", preflight.Warning, "kms-plugin v0 has no hardening", "upgrade"},
+	} {
+		metrics = tc.metrics
+		if c := find(t, n.examine(), "hardening"); c.Level != tc.level || !strings.Contains(c.Message, tc.text) || !strings.Contains(c.Remedy, tc.remedy) {
+			t.Errorf("%s: %+v, want %s, %q, %q", name, c, tc.level, tc.text, tc.remedy)
 		}
-	}
-	if !r.Passed {
-		t.Errorf("not passed: %+v", r.Checks)
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	grpcstatus "google.golang.org/grpc/status"
 
 	"kms-plugin.io/internal/kmsclient"
@@ -79,7 +81,7 @@ func Socket(ctx context.Context, path string) preflight.Result {
 	return preflight.Pass("a plugin serves %s, key_id %s", path, s.GetKeyId())
 }
 
-// process looks at the hardening that the running daemon has achieved.
+// process looks from outside at the process that serves the socket.
 func (d *doctor) process(context.Context) preflight.Result {
 	peer, err := unixsocket.Server(d.config.Socket.Path)
 	if err != nil {
@@ -94,7 +96,7 @@ func (d *doctor) process(context.Context) preflight.Result {
 	if err = errors.Join(err, lerr); err != nil {
 		return preflight.Skip("process %d cannot be looked at: %v", peer.PID, err)
 	}
-	return hardening(int(peer.PID), peer.UID, string(status), string(limits), dumpable(dir, peer.UID))
+	return confinement(int(peer.PID), peer.UID, string(status), string(limits), dumpable(dir, peer.UID))
 }
 
 // dumpable: of a process that is not, the files below /proc belong to root
@@ -108,7 +110,7 @@ func dumpable(dir string, uid uint32) bool {
 	return ok && st.Uid == uid
 }
 
-func hardening(pid int, uid uint32, status, limits string, dumpable bool) preflight.Result {
+func confinement(pid int, uid uint32, status, limits string, dumpable bool) preflight.Result {
 	f := fields(status)
 	said := fmt.Sprintf("process %d, uid %d: no_new_privs %s, seccomp %s, capabilities %s", pid, uid, onOff(f["NoNewPrivs"]), onOff(f["Seccomp"]), f["CapEff"])
 	switch {
@@ -118,10 +120,16 @@ func hardening(pid int, uid uint32, status, limits string, dumpable bool) prefli
 		return preflight.Fail("it should be started by kms-plugin serve, which forbids it", "process %d lets other processes of uid %d read its memory", pid, uid)
 	case f["NoNewPrivs"] != "1":
 		return preflight.Warn("NoNewPrivileges=yes in the unit, or allowPrivilegeEscalation: false in the pod", "%s; no core files", said)
-	case strings.Trim(f["CapEff"], "0") != "":
+	case !noCapabilities(f["CapEff"]):
 		return preflight.Warn("CapabilityBoundingSet= in the unit, or capabilities: {drop: [ALL]} in the pod", "%s; no core files", said)
 	}
 	return preflight.Pass("%s; no core files", said)
+}
+
+// noCapabilities: all that may be left is CAP_IPC_LOCK, which keeps memory out of swap.
+func noCapabilities(mask string) bool {
+	n, err := strconv.ParseUint(mask, 16, 64)
+	return err == nil && n&^(1<<unix.CAP_IPC_LOCK) == 0
 }
 
 // noCore reads the soft limit of /proc/<pid>/limits.
@@ -151,16 +159,4 @@ func onOff(v string) string {
 		return "off"
 	}
 	return "on"
-}
-
-// swap: local KEKs are in memory only, as long as memory is not on a disk.
-func swap(file string) preflight.Result {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return preflight.Skip("%v", err)
-	}
-	if lines := strings.Split(strings.TrimSpace(string(data)), "\n"); len(lines) > 1 {
-		return preflight.Warn("swapoff -a, or encrypt the swap space with a key made at boot", "swap is on (%s): local KEKs could be written to a disk", strings.Fields(lines[1])[0])
-	}
-	return preflight.Pass("swap is off")
 }

@@ -9,7 +9,7 @@ import (
 	"kms-plugin.io/internal/preflight"
 )
 
-func TestHardening(t *testing.T) {
+func TestConfinement(t *testing.T) {
 	const (
 		none   = "Name:\tkms-plugin\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n"
 		caps   = "CapEff:\t00000000a80425fb\nNoNewPrivs:\t1\nSeccomp:\t0\n"
@@ -30,9 +30,11 @@ func TestHardening(t *testing.T) {
 		"memory readable": {none, noCore, true, preflight.Problem, "read its memory", "kms-plugin serve"},
 		"privileges":      {privs, noCore, false, preflight.Warning, "no_new_privs off", "NoNewPrivileges=yes"},
 		"capabilities":    {caps, noCore, false, preflight.Warning, "00000000a80425fb", "CapabilityBoundingSet="},
+		"memory locked":   {strings.Replace(none, "CapEff:\t0000000000000000", "CapEff:\t0000000000004000", 1), noCore, false, preflight.OK, "capabilities 0000000000004000", ""},
+		"one more":        {strings.Replace(none, "CapEff:\t0000000000000000", "CapEff:\t0000000000004001", 1), noCore, false, preflight.Warning, "0000000000004001", "CapabilityBoundingSet="},
 		"nothing known":   {"", noCore, false, preflight.Warning, "no_new_privs off", "NoNewPrivileges=yes"},
 	} {
-		r := hardening(7, 1000, tc.status, tc.limits, tc.dumpable)
+		r := confinement(7, 1000, tc.status, tc.limits, tc.dumpable)
 		if r.Level != tc.level || !strings.Contains(r.Message, tc.text) || !strings.Contains(r.Remedy, tc.remedy) {
 			t.Errorf("%s: %+v, want %s, %q, %q", name, r, tc.level, tc.text, tc.remedy)
 		}

@@ -25,6 +25,8 @@ type Config struct {
 	// preference after KeyARN, and ReplicaEndpoints their Endpoint by region.
 	Replicas         []string
 	ReplicaEndpoints map[string]string
+	// Broker starts the programs of profiles; nil: this process does.
+	Broker *Broker
 }
 
 // MaxReplicas keeps a share of a request's 2.5 s for each region.

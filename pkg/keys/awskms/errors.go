@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os/exec"
 	"strings"
+	"time"
 
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
@@ -123,7 +124,9 @@ func judgeCode(e keys.Error, api smithy.APIError, resp *awshttp.ResponseError) (
 		// minutes, for it may be a new kind of hiccup.
 		m = meaning{keys.ClassCredential, false, "this release does not know the code; please report it"}
 	case e.Code == "InvalidSignatureException" && (strings.Contains(text, "Signature expired") || strings.Contains(text, "Signature not yet current")):
-		e.Code, m = codeClock, meaning{keys.ClassOutage, false, "set the clock of this node"}
+		// The SDK has learned from the answer by how much the clock is off, and signs
+		// the next attempt with it.
+		e.Code, m = codeClock, meaning{keys.ClassOutage, true, "set the clock of this node"}
 	}
 	if text == "" {
 		text = "no message"
@@ -136,7 +139,17 @@ func judgeCode(e keys.Error, api smithy.APIError, resp *awshttp.ResponseError) (
 // credentialError is a failure to get credentials at all.
 type credentialError struct{ err error }
 
-func (e *credentialError) Error() string { return "get credentials: " + cause(e.err).Error() }
+func (e *credentialError) Error() string { return "get credentials: " + unquoted(e.err) }
+
+// unquoted is the text of an error with nothing of what a source answered: it may have
+// mixed up its fields.
+func unquoted(err error) string {
+	var quoting *time.ParseError
+	if errors.As(err, &quoting) {
+		return "the Expiration in the answer is not a time as in RFC 3339"
+	}
+	return cause(err).Error()
+}
 func (e *credentialError) Unwrap() error { return e.err }
 
 // errStatic is a credential that this configuration does not accept.
@@ -164,6 +177,10 @@ func judgeCredential(c *credentialError) keys.Error {
 
 // sourceAway says whether a source was not reached or failed by itself.
 func sourceAway(err error) bool {
+	var brokered *brokerError
+	if errors.As(err, &brokered) {
+		return brokered.Away
+	}
 	var api smithy.APIError
 	if errors.As(err, &api) && (codes[api.ErrorCode()].class == keys.ClassOutage || api.ErrorCode() == "IDPCommunicationError") {
 		return true // STS: throttled, or the identity provider did not answer it

@@ -78,7 +78,7 @@ type Credential struct {
 
 // Credential finds the source of credentials.
 func (i *Inspector) Credential(ctx context.Context) (Credential, error) {
-	c, err := i.cfg.Credentials.Retrieve(ctx)
+	c, err := retrieve(ctx, i.cfg.Credentials)
 	if err != nil {
 		e, _ := judge(err)
 		e.Op, e.Key, e.Region = opSource, i.arn.identity(), i.arn.region

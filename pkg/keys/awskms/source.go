@@ -36,11 +36,15 @@ func newCredentials(ctx context.Context, c Config, region string) (*store, aws.C
 		return nil, cfg, &ConfigError{Reason: static + " is a credential that nothing renews, and it would win over every role",
 			Remedy: "remove it and use a workload identity (instance role, Roles Anywhere), or set allowStaticCredentials: true for this key"}
 	}
-	fetch := cfg.Credentials.Retrieve
-	if cache, ok := cfg.Credentials.(*aws.CredentialsCache); ok {
+	fetch := func(ctx context.Context) (aws.Credentials, error) { return retrieve(ctx, cfg.Credentials) }
+	if _, profile := sources(cfg); c.Broker != nil && (about.Kind == "process" || about.Kind == "assume-role" && startsProgram(profile)) {
+		fetch = func(ctx context.Context) (aws.Credentials, error) {
+			return c.Broker.fetch(ctx, brokering{Region: region, CABundle: c.CABundle, Proxy: c.Proxy})
+		}
+	} else if cache, ok := cfg.Credentials.(*aws.CredentialsCache); ok {
 		fetch = func(ctx context.Context) (aws.Credentials, error) {
 			cache.Invalidate() // it is asked only for new ones; store keeps them
-			return cache.Retrieve(ctx)
+			return retrieve(ctx, cache)
 		}
 	}
 	return newStore(fetch, about, c.AllowStaticCredentials), cfg, nil
@@ -56,12 +60,17 @@ func loadChain(ctx context.Context, c Config, region string) (aws.Config, error)
 	if err == nil {
 		// IMDSv1 answers whoever can make the node send a GET, so it is never asked.
 		role := imds.NewFromConfig(cfg, func(o *imds.Options) { o.EnableFallback = aws.FalseTernary })
-		cfg, err = config.LoadDefaultConfig(ctx, append(base,
+		_, profile := sources(cfg)
+		own := newProgram(commandLine(profile))
+		chain, starts := chained(cfg, own)
+		cfg, err = config.LoadDefaultConfig(ctx, append(append(base, chain...),
 			config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = role }),
 			config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) { o.HTTPClient = h }),
-			config.WithProcessCredentialOptions(func(o *processcreds.Options) { o.Timeout = fetchTimeout }),
 			config.WithCredentialsCacheOptions(func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = 0 }),
 		)...)
+		if *starts && err == nil && aws.IsCredentialsProvider(cfg.Credentials, own.Provider) {
+			cfg.Credentials = aws.NewCredentialsCache(own)
+		}
 	}
 	if err != nil {
 		return cfg, &ConfigError{Reason: fmt.Sprintf("AWS configuration of this host: %v", err), Remedy: "look at ~/.aws/config and the AWS_* environment of the service"}

@@ -209,16 +209,22 @@ func eventually(t *testing.T, f func() error) {
 	t.Fatal(err)
 }
 
+// answerOf is what a credential_process prints.
+func answerOf(t *testing.T, s *fakekms.Server) string {
+	t.Helper()
+	answer, err := s.ProcessAnswer("default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
 // What Roles Anywhere's helper does: print a credential. Nothing of what a helper
 // prints is in any error.
 func TestCredentialProcess(t *testing.T) {
 	s := start(t, fakekms.Config{})
 	arn := s.CreateKey("eu-west-1", fakekms.KeyOptions{})
-	c := handedOut(t, s)
-	answer, err := json.Marshal(map[string]any{"Version": 1, "AccessKeyId": c["AccessKeyId"], "SecretAccessKey": c["SecretAccessKey"], "SessionToken": c["Token"], "Expiration": c["Expiration"]})
-	if err != nil {
-		t.Fatal(err)
-	}
+	answer := answerOf(t, s)
 	with := func(script string) *awskms.KEK {
 		t.Helper()
 		helper := put(t, "signing_helper", "#!/bin/sh\n"+script, 0o700)
@@ -226,7 +232,7 @@ func TestCredentialProcess(t *testing.T) {
 		t.Setenv("AWS_CONFIG_FILE", put(t, "config", "[default]\ncredential_process = "+helper+" credential-process --private-key /etc/secret.key\n", 0o600))
 		return kek(t, s, arn)
 	}
-	mustWrap(t, with("echo '"+string(answer)+"'"), "process", "signing_helper")
+	mustWrap(t, with("echo '"+answer+"'"), "process", "signing_helper")
 	mustFail(t, with("echo AccessDenied >&2; exit 1"), keys.ClassCredential, "exit status 1")
 	mustFail(t, with(`echo '{"Version":1,"AccessKeyId":"a","SecretAccessKey":"hunter2hunter2"}'`), keys.ClassCredential, "long-lived static one")
 	for _, bad := range []string{`echo '{"SecretAccessKey":"hunter2hunter2"'`, `echo hunter2hunter2`, `echo '{"Version":2,"SecretAccessKey":"hunter2hunter2"}'`} {

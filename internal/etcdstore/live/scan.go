@@ -1,0 +1,141 @@
+package live
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"kms-plugin.io/internal/etcdstore"
+)
+
+// Scan implements etcdstore.Source.
+func (e *Etcd) Scan(ctx context.Context, begin func(etcdstore.Info) (etcdstore.Visit, error)) error {
+	for restarts := 0; ; restarts++ {
+		revision, err := e.scanOnce(ctx, begin)
+		if !errors.Is(err, rpctypes.ErrCompacted) {
+			return e.explain(ctx, err)
+		}
+		if restarts == maxRestarts {
+			return &Error{e.config.Endpoints[0], fmt.Sprintf("revision %d was compacted away while it was read, for the %dth time", revision, restarts+1),
+				"read a snapshot instead: etcdctl snapshot save FILE, then --snapshot FILE"}
+		}
+		if e.config.Compacted != nil {
+			e.config.Compacted(revision)
+		}
+	}
+}
+
+type page struct {
+	resp *clientv3.GetResponse
+	err  error
+}
+
+// scanOnce reads the next page while the last one is visited.
+func (e *Etcd) scanOnce(ctx context.Context, begin func(etcdstore.Info) (etcdstore.Visit, error)) (int64, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p := &pager{etcd: e, next: "\x00", limit: firstLimit}
+	first, err := p.fetch(ctx)
+	if err != nil {
+		return 0, err
+	}
+	p.revision = first.Header.Revision
+	visit, err := begin(etcdstore.Info{
+		Kind: "live", Endpoints: e.config.Endpoints, ClusterID: fmt.Sprintf("%016x", first.Header.ClusterId),
+		Revision: p.revision, Version: e.version, Keys: first.Count,
+	})
+	if err != nil {
+		return p.revision, err
+	}
+	pages := make(chan page)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p.run(ctx, first, pages)
+	}()
+	err = visitAll(pages, visit)
+	cancel()
+	<-done
+	return p.revision, err
+}
+
+func visitAll(pages <-chan page, visit etcdstore.Visit) error {
+	for p := range pages {
+		if p.err != nil {
+			return p.err
+		}
+		for _, kv := range p.resp.Kvs {
+			if err := visit(etcdstore.KV{Key: kv.Key, Value: kv.Value, ModRevision: kv.ModRevision}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// pager fetches one page after the other; one goroutine at a time uses it.
+type pager struct {
+	etcd     *Etcd
+	next     string
+	limit    int64
+	revision int64
+	read     int64
+}
+
+func (p *pager) run(ctx context.Context, first *clientv3.GetResponse, out chan<- page) {
+	defer close(out)
+	for resp, err := first, error(nil); ; resp, err = p.fetch(ctx) {
+		select {
+		case out <- page{resp, err}:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil || !resp.More {
+			return
+		}
+		p.advance(resp)
+	}
+}
+
+// advance moves on and aims the next page at pageBytes.
+func (p *pager) advance(resp *clientv3.GetResponse) {
+	n := int64(len(resp.Kvs))
+	size := int64(0)
+	for _, kv := range resp.Kvs {
+		size += int64(len(kv.Key) + len(kv.Value))
+	}
+	p.read += n
+	p.next = string(resp.Kvs[n-1].Key) + "\x00"
+	p.limit = min(max(pageBytes/max(size/n, 1), minLimit), maxLimit, 4*p.limit)
+}
+
+// fetch reads one page; it tries a smaller one if the page is larger than a
+// message may be, and once more if the connection broke. Every member answers
+// from the same revision.
+func (p *pager) fetch(ctx context.Context) (*clientv3.GetResponse, error) {
+	for tries := 0; ; tries++ {
+		resp, err := p.try(ctx)
+		switch {
+		case err == nil:
+			if len(resp.Kvs) == 0 && resp.More {
+				return nil, errors.New("etcd says that there is more, and sends nothing")
+			}
+			return resp, nil
+		case status.Code(err) == codes.ResourceExhausted && p.limit > 1:
+			p.limit = max(p.limit/8, 1)
+		case ctx.Err() != nil, errors.Is(err, rpctypes.ErrCompacted), tries >= 1:
+			return nil, err
+		}
+	}
+}
+
+func (p *pager) try(ctx context.Context) (*clientv3.GetResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
+	defer cancel()
+	return p.etcd.client.Get(ctx, p.next, clientv3.WithFromKey(), clientv3.WithLimit(p.limit), clientv3.WithRev(p.revision))
+}

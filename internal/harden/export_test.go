@@ -1,0 +1,4 @@
+package harden
+
+// SetResolver replaces the files of the resolver.
+func SetResolver(paths ...string) { resolver = paths }

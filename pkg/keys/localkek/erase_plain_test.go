@@ -1,0 +1,5 @@
+//go:build !goexperiment.runtimesecret
+
+package localkek_test
+
+const erasing = false
