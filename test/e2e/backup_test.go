@@ -80,7 +80,7 @@ func TestBackups(t *testing.T) {
 	}
 
 	for file, seeds := range map[string]int{"1.db": 1, "2.db": 3, "3.db": 1} {
-		before := c.cloud.Calls().Ops["Decrypt"]
+		before := c.cloud.Calls().Types["Decrypt/local-kek"]
 		out, _ := c.kmsctl(0, "drill", "--snapshot", filepath.Join(dir, file), "--socket", p.Socket, "-o", "json")
 		var r drill.Report
 		if err := json.Unmarshal(out, &r); err != nil {
@@ -89,7 +89,7 @@ func TestBackups(t *testing.T) {
 		if r.Seeds != seeds || r.Opened != seeds {
 			t.Errorf("%s: %d of %d seeds open, want %d", file, r.Opened, r.Seeds, seeds)
 		}
-		if n := c.cloud.Calls().Ops["Decrypt"] - before; n > 10 {
+		if n := c.cloud.Calls().Types["Decrypt/local-kek"] - before; n > 10 {
 			t.Errorf("%s cost %d remote calls", file, n)
 		}
 		if strings.Contains(string(out), "value of") {

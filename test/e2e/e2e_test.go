@@ -36,13 +36,7 @@ func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "kms-e2e-bin")
 	if err == nil {
 		defer os.RemoveAll(dir)
-		bin, err = controlplane.Build(ctx, os.Stderr)
-	}
-	if err == nil {
-		bin.Plugin, err = controlplane.BuildPlugin(ctx, os.Stderr, dir)
-	}
-	if err == nil {
-		bin.Kmsctl, err = controlplane.BuildKmsctl(ctx, os.Stderr, dir)
+		bin, err = controlplane.BuildAll(ctx, os.Stderr, dir)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

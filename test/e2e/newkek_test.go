@@ -21,9 +21,10 @@ import (
 )
 
 // toNewKEK is the second half of TestRotateRun: another KEK, its configuration
-// reaching the nodes one after the other, the cloud throttling a third of all calls, an API
-// server restarting in the middle, a wall clock that is set back, and `rotate run` killed
-// in each of its steps. It returns the new key_id.
+// reaching the nodes one after the other, one of which still runs the release before, the
+// cloud throttling a third of all calls, an API server restarting in the middle, a wall
+// clock that is set back, and `rotate run` killed in each of its steps. It returns the new
+// key_id.
 func (x *trio) toNewKEK() string {
 	x.t.Helper()
 	b := x.watch()
@@ -32,8 +33,13 @@ func (x *trio) toNewKEK() string {
 	if err != nil {
 		x.t.Fatal(err)
 	}
+	before, err := controlplane.BuildPluginOf(x.t.Context(), os.Stderr, x.t.TempDir(), releaseBefore)
+	if err != nil {
+		x.t.Fatalf("the history of the repository is needed: %v", err)
+	}
 	x.p[1].Program(stepped, controlplane.ClockVariable+"="+clock)
-	x.restart(x.p[1])
+	x.p[2].Program(before)
+	x.restart(x.p[1], x.p[2])
 	second := x.cloud.CreateKey("eu-central-1", fakekms.KeyOptions{})
 	x.cloud.SetFault(fakekms.Fault{Kind: fakekms.Throttle, Probability: 0.33})
 	defer x.cloud.ClearFaults()
@@ -62,6 +68,8 @@ func (x *trio) toNewKEK() string {
 	}
 	stage(2, at) // the last node, after the moment
 	shows(2, `kms_plugin_key_info{active="true",key="next",role="write"} 1`)
+	x.p[2].Program(bin.Plugin) // the upgrade, in the middle of it
+	x.restart(x.p[2])
 	x.killed("re-encrypt", "--to", "next", "--qps", "300", "--via", "patch")
 	x.bounce(1) // cold: its plugin is really asked, with the clock set back
 	x.killed("prove", "--to", "next", "--via", "patch")

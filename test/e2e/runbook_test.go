@@ -68,6 +68,8 @@ type runbook struct {
 	a     [3]*controlplane.APIServer
 	env   []string
 	setup string
+	// unready: a restarted API server is not waited for until it serves.
+	unready bool
 }
 
 const backupsOf = "backups"
@@ -84,7 +86,7 @@ func newRunbook(t *testing.T) *runbook {
 		r.a[i] = r.apiServerWith(fmt.Sprintf("api%d", i+1), []string{"--etcd-compaction-interval=10s"}, r.p[i])
 	}
 	tools := filepath.Join(r.dir, "tools")
-	if err := errors.Join(os.Mkdir(tools, 0o700), os.Mkdir(filepath.Join(r.dir, backupsOf), 0o700)); err != nil {
+	if err := errors.Join(os.Mkdir(tools, 0o700), os.Mkdir(filepath.Join(r.dir, backupsOf), 0o700), os.Mkdir(filepath.Join(r.dir, "evidence"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	for name, path := range map[string]string{"kmsctl": bin.Kmsctl, "kms-plugin": bin.Plugin, "kubectl": bin.Kubectl} {
@@ -97,16 +99,16 @@ func newRunbook(t *testing.T) *runbook {
 		t.Fatal(err)
 	}
 	kube := r.kubeFlags(r.a[:]...)
-	next := r.cloud.CreateKey("eu-central-1", fakekms.KeyOptions{})
+	next, fresh := r.cloud.CreateKey("eu-central-1", fakekms.KeyOptions{}), r.cloud.CreateKey("eu-central-1", fakekms.KeyOptions{})
 	var plugins []string
 	for _, p := range r.p {
 		plugins = append(plugins, p.HTTP())
 	}
 	r.env = []string{"PATH=" + tools + ":" + os.Getenv("PATH"), "HOME=" + r.dir, bridge(t, tools, r.answer, "aws", "ssh", "scp"),
 		"NODES=node1 node2 node3", "SERVERS=" + kube[3], "KUBECONFIG=" + kube[1], "PLUGINS=" + strings.Join(plugins, ","),
-		"ETCD=--endpoints=" + r.etcd.URL + " --cacert= --cert= --key=", "ENCRYPTION=" + filepath.Join(r.dir, "api1-encryption.yaml"),
+		"ETCD=--endpoints=" + r.etcd.URL + " --cacert= --cert= --key=", "ENCRYPTION=" + r.encryptions(3),
 		"CONFIG=" + config, "BACKUPS=" + filepath.Join(r.dir, backupsOf), "KEEP=30d", "COMPACTION=25s", "ACTIVATE_IN=3 seconds",
-		"NEXT_ARN=" + next, "NEXT_ENDPOINT=" + r.cloud.URL()}
+		"NEXT_ARN=" + next, "FRESH_ARN=" + fresh, "EVIDENCE=" + filepath.Join(r.dir, "evidence"), "AUDIT=/run/kms-plugin/audit.log", "NEXT_ENDPOINT=" + r.cloud.URL()}
 	return r
 }
 
@@ -116,7 +118,8 @@ func (r *runbook) configureShared(path string) {
 	r.configureKeys(path, "/run/kms-plugin", "write", "")
 	data, err := os.ReadFile(path)
 	if err == nil {
-		text := strings.Replace(string(data), "readableFor: 0s", "readableFor: 2s", 1)
+		text := strings.Replace(string(data), "readableFor: 0s", "readableFor: 2s", 1) // and what is closed is closed soon
+		text = strings.Replace(text, "probe: {", "health: {keyState: 2s}\nprobe: {", 1)
 		err = os.WriteFile(path, []byte(text), 0o600)
 	}
 	if err != nil {
@@ -162,7 +165,11 @@ func (r *runbook) answer(c call) answer {
 		err = r.aws(c.Args[1], c.Args[5])
 	case c.Tool == "ssh" && slices.Equal(c.Args[1:], []string{"systemctl", "restart", "kube-apiserver"}):
 		a := r.a[c.Args[0][len("node")]-'1']
-		err = errors.Join(a.Stop(), a.Restart(r.t.Context()))
+		restart := a.Restart
+		if r.unready {
+			restart = a.RestartUnready
+		}
+		err = errors.Join(a.Stop(), restart(r.t.Context()))
 	case c.Tool == "ssh" && c.Args[1] == "kmsctl":
 		return r.onNode(c.Args[0], c.Args[2:])
 	default:
@@ -186,6 +193,8 @@ func (r *runbook) aws(op, arn string) error {
 		r.cloud.SetState(arn, "Disabled")
 	case "enable-key":
 		r.cloud.SetState(arn, "Enabled")
+	case "cancel-key-deletion": // which leaves it disabled
+		r.cloud.SetState(arn, "Disabled")
 	default:
 		return fmt.Errorf("no stand-in for aws kms %s", op)
 	}
@@ -217,6 +226,27 @@ func (r *runbook) run(b block) {
 	}
 }
 
+// happens is what befalls the cluster before a block that is about it, and is noticed.
+func (r *runbook) happens(block string) {
+	r.t.Helper()
+	switch block {
+	case "h-back":
+		r.cloud.SetState(r.arn, fakekms.PendingDeletion)
+	case "h-lost":
+		r.cloud.Delete(r.arn)
+	default:
+		return
+	}
+	for _, p := range r.p {
+		r.within(30*time.Second, "the plugin closes the key", func(ctx context.Context) error {
+			if _, err := p.Status(ctx); err == nil || !strings.Contains(err.Error(), "key-state") {
+				return fmt.Errorf("Status: %v", err)
+			}
+			return nil
+		})
+	}
+}
+
 // Every command of the runbook does what the runbook says, on real parts.
 func TestRunbook(t *testing.T) {
 	r := newRunbook(t)
@@ -230,6 +260,7 @@ func TestRunbook(t *testing.T) {
 			r.setup = b.text
 			continue
 		}
+		r.happens(b.name)
 		r.run(b)
 		keyIDs[b.name] = r.stored("s7").KeyID
 		if !t.Failed() && strings.HasSuffix(b.name, "-run") {
@@ -239,7 +270,7 @@ func TestRunbook(t *testing.T) {
 		}
 	}
 	for _, step := range []struct{ before, after, name string }{
-		{"a-plan", "a-run", "prod:"}, {"a-run", "b-run", "next:"}, {"b-run", "c-generation", "next:"}, {"c-generation", "d-back", "prod:"},
+		{"a-plan", "a-run", "prod:"}, {"a-run", "b-run", "next:"}, {"b-run", "c-generation", "next:"}, {"c-generation", "c-kek", "fresh:"}, {"c-kek", "d-back", "prod:"}, {"d-back", "h-rescue", "fresh:"},
 	} {
 		if keyIDs[step.before] == keyIDs[step.after] || !strings.HasPrefix(keyIDs[step.after], step.name) {
 			t.Errorf("after %s the key_id is %q, before it was %q", step.after, keyIDs[step.after], keyIDs[step.before])
@@ -248,8 +279,10 @@ func TestRunbook(t *testing.T) {
 	if used := slices.Collect(maps.Values(keyIDs)); keyIDs["a-plan"] == keyIDs["d-back"] {
 		t.Errorf("a key_id was used twice: %q", used)
 	}
-	for i := range r.a {
+	for i := range r.a { // without anything in memory: the keys that were disabled and lost are not needed
 		r.restart(r.p[i], r.a[i])
-		r.read(r.a[i], "s0")
+		for j := range 30 {
+			r.read(r.a[i], fmt.Sprintf("s%d", j))
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -41,9 +42,19 @@ func newTrioOf(t *testing.T, c *cluster) *trio {
 }
 
 func (x *trio) rotateArgs(more ...string) []string {
-	args := []string{"rotate", "run", "-n", "default", "--encryption-config", filepath.Join(x.dir, "api1-encryption.yaml"), "--plugin-config", filepath.Join(x.dir, "p1/config.yaml")}
+	args := []string{"rotate", "run", "-n", "default", "--encryption-config", x.encryptions(3), "--plugin-config", filepath.Join(x.dir, "p1/config.yaml")}
 	args = append(append(args, x.kubeFlags(x.a[:]...)...), x.etcdFlags()...)
 	return append(args, more...)
+}
+
+// encryptions are the EncryptionConfigurations of the API servers api1 to apiN, which
+// differ in their sockets.
+func (c *cluster) encryptions(n int) string {
+	var out []string
+	for i := range n {
+		out = append(out, filepath.Join(c.dir, fmt.Sprintf("api%d-encryption.yaml", i+1)))
+	}
+	return strings.Join(out, ",")
 }
 
 // fill makes Secrets, many at once, and a custom resource for every fifty.
@@ -129,6 +140,7 @@ func (x *trio) errand(ctx context.Context, i, n int) error {
 		return err
 	}
 	s.Data["v"] = []byte("second")
+	s.Metadata.ResourceVersion = "" // whatever it is now: a rotation may have written it again
 	err = x.through((i+1)%3, func(a *controlplane.APIServer) error {
 		_, err := a.UpdateSecret(ctx, s)
 		return err

@@ -6,21 +6,22 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"kms-plugin.io/internal/bootstrap"
 	"kms-plugin.io/test/controlplane"
 	"kms-plugin.io/test/fakekms"
 	"kms-plugin.io/test/node"
 )
 
 const (
-	encryptionPath = "/etc/kubernetes/encryption/config.yaml"
-	configPath     = "/etc/kms-plugin/config.yaml"
-	manifestPath   = "/etc/kubernetes/manifests/kms-plugin.yaml"
+	configPath    = bootstrap.ConfigPath
+	apiServerPath = "/etc/kubernetes/manifests/kube-apiserver.yaml"
+	// oldEncryption is where clusters that encrypt already have their
+	// EncryptionConfiguration, as docs/install/moving-in.md has it.
+	oldEncryption = "/etc/kubernetes/enc/enc.yaml"
 )
 
 // cluster is a kubeadm cluster and its cloud. The cloud outlives every node.
@@ -36,25 +37,30 @@ type cluster struct {
 // newCluster makes a cloud and a machine, and nothing of Kubernetes yet.
 func newCluster(t *testing.T, name string) *cluster {
 	t.Helper()
-	cloud, err := fakekms.Start(fakekms.Config{Addr: node.CloudIP + ":0", CredentialsAddr: node.CloudIP + ":0"})
+	cloud, err := fakekms.Start(fakekms.Config{Addr: node.Gateway + ":0"})
 	if err != nil {
-		t.Fatal(err)
+		fail(t, "%v", err)
 	}
 	t.Cleanup(cloud.Close)
 	c := &cluster{owner: t, name: name, cloud: cloud, arn: cloud.CreateKey("eu-west-1", fakekms.KeyOptions{})}
+	cloud.SetPolicy(c.arn, fakekms.LeastPrivilege(name))
 	c.addNode(t)
 	return c
 }
 
-// addNode starts a machine that has the images and nothing else.
+// addNode starts a machine that has the images of Kubernetes, its role in the
+// cloud, an empty directory for kmsctl init, and nothing else.
 func (c *cluster) addNode(t *testing.T) *node.Node {
 	t.Helper()
 	n, err := lan.NewNode(fmt.Sprintf("%s-%d", c.name, len(c.nodes)+1))
 	if err != nil {
-		t.Fatal(err)
+		fail(t, "%v", err)
 	}
 	c.nodes = append(c.nodes, n)
 	c.cloud.AddPrincipal(n.Name)
+	role := c.cloud.StartIMDS(n.Name, false)
+	c.owner.Cleanup(role.Close)
+	must(t, imds.add(n, role.URL))
 	c.owner.Cleanup(func() {
 		if c.owner.Failed() {
 			c.explain(c.owner, n)
@@ -65,7 +71,8 @@ func (c *cluster) addNode(t *testing.T) *node.Node {
 	})
 	must(t, n.Boot(t.Context()))
 	must(t, n.Import(t.Context(), archive("kubernetes")))
-	must(t, n.Import(t.Context(), archive("plugin")))
+	_, err = n.Run(t.Context(), "mkdir", "-m", "0700", kit)
+	must(t, err)
 	return n
 }
 
@@ -80,83 +87,56 @@ func (c *cluster) explain(t *testing.T, n *node.Node) {
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
-		t.Fatal(err)
+		fail(t, "%v", err)
 	}
 }
 
-// pluginConfig is the plugin's configuration; the same on every node.
-func (c *cluster) pluginConfig() string {
-	return fmt.Sprintf(`apiVersion: kms-plugin.io/v1
-kind: KMSPluginConfiguration
-clusterID: %s
-socket: {path: /run/kms-plugin/kms.sock}
-stateDir: /var/lib/kms-plugin
-listenAddress: 127.0.0.1:8082
-audit: {path: /var/log/kms-plugin/audit.log}
-probe: {interval: 1s}
-keys:
-- name: prod
-  role: write
-  awskms: {keyARN: "%s", endpoint: "%s"}
-`, c.name, c.arn, c.cloud.URL())
-}
-
-// manifest is that of deploy/static-pods with image and credentials put in.
-func (c *cluster) manifest(t *testing.T, n *node.Node, tag string) string {
+// connect waits until the first node's API server is ready.
+func (c *cluster) connect(t *testing.T) {
 	t.Helper()
-	data := deployed(t, "kms-plugin.yaml")
-	for old, put := range map[string]string{
-		"image: kms-plugin.example/kms-plugin:unreleased": "image: " + pluginRepository + tag,
-		"imagePullPolicy: IfNotPresent":                   "imagePullPolicy: Never",
-		"    args: [serve, --config, /etc/kms-plugin/config.yaml]\n": "    args: [serve, --config, /etc/kms-plugin/config.yaml]\n    env:\n    - {name: AWS_CONTAINER_CREDENTIALS_FULL_URI, value: \"" +
-			c.cloud.CredentialsURL(n.Name) + "\"}\n",
-	} {
-		if !strings.Contains(data, old) {
-			t.Fatalf("no %q in the manifest", old)
-		}
-		data = strings.Replace(data, old, put, 1)
-	}
-	return data
-}
-
-func deployed(t *testing.T, name string) string {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join(controlplane.Root(), "deploy/static-pods", name))
-	must(t, err)
-	return string(data)
-}
-
-// install puts the plugin's files on a node; kubelet starts it.
-func (c *cluster) install(t *testing.T, n *node.Node) {
-	t.Helper()
-	must(t, n.Write(configPath, c.pluginConfig()))
-	must(t, n.Write(manifestPath, c.manifest(t, n, goodTag)))
-}
-
-// withEncryption are kubeadm's options for an API server that encrypts.
-func withEncryption() node.Options {
-	return node.Options{
-		APIServerArgs:   map[string]string{"encryption-provider-config": encryptionPath, "encryption-provider-config-automatic-reload": "true"},
-		APIServerMounts: []string{filepath.Dir(encryptionPath), "/run/kms-plugin"},
-	}
-}
-
-// init makes the cluster and returns how long it took until it was ready.
-func (c *cluster) init(t *testing.T, o node.Options) time.Duration {
-	t.Helper()
-	begun := time.Now()
-	must(t, c.nodes[0].Init(t.Context(), o))
 	api, err := c.nodes[0].Client()
 	must(t, err)
 	c.api = api
-	c.ready(t, api, time.Minute)
+	c.ready(t, api, healTime)
+}
+
+// initPlain makes a cluster as kubeadm does without us, and returns how long it took
+// until it was ready.
+func (c *cluster) initPlain(t *testing.T, o node.Options) time.Duration {
+	t.Helper()
+	must(t, c.nodes[0].Configure(o))
+	begun := time.Now()
+	must(t, c.nodes[0].Init(t.Context()))
+	c.connect(t)
+	return time.Since(begun)
+}
+
+// initEncrypted makes a cluster by kmsctl init and docs/install/kubeadm-new.md, and
+// returns how long kubeadm took until it was ready.
+func (c *cluster) initEncrypted(t *testing.T) time.Duration {
+	t.Helper()
+	n := c.nodes[0]
+	must(t, n.Configure(node.Options{}))
+	c.kmsctlInit(t, n, "--kubeadm-config", node.KubeadmPath)
+	bring(t, n, imageOf("good"))
+	c.follow(t, n, "kubeadm-new", "image")
+	c.follow(t, n, made, "image", "plugin", "encryption")
+	begun := time.Now()
+	c.follow(t, n, "kubeadm-new", "init")
+	c.connect(t)
+	followed.Store(c.title(made)+"#init", true) // the same block, and a cluster is made once
 	return time.Since(begun)
 }
 
 func (c *cluster) ready(t *testing.T, api *controlplane.Client, d time.Duration) {
 	t.Helper()
-	within(t, d, "/readyz", func(ctx context.Context) error {
-		_, err := api.Text(ctx, "/readyz")
+	answers(t, api, "/readyz", d)
+}
+
+func answers(t *testing.T, api *controlplane.Client, path string, d time.Duration) {
+	t.Helper()
+	within(t, d, path, func(ctx context.Context) error {
+		_, err := api.Text(ctx, path)
 		return err
 	})
 }
@@ -167,7 +147,7 @@ func within(t *testing.T, d time.Duration, what string, f func(ctx context.Conte
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	defer cancel()
 	if err := controlplane.Poll(ctx, 200*time.Millisecond, f); err != nil {
-		t.Fatalf("%s: not within %s: %v", what, d, err)
+		fail(t, "%s: not within %s: %v", what, d, err)
 	}
 }
 
@@ -178,10 +158,10 @@ func kmsctl(t *testing.T, n *node.Node, code int, args ...string) (stdout, stder
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
-		t.Fatal(err)
+		fail(t, "%v", err)
 	}
 	if got := cmd.ProcessState.ExitCode(); got != code {
-		t.Fatalf("kmsctl %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), got, code, out.Bytes(), errs.Bytes())
+		fail(t, "kmsctl %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), got, code, out.Bytes(), errs.Bytes())
 	}
 	return out.String(), errs.String()
 }
@@ -198,6 +178,6 @@ func read(t *testing.T, api *controlplane.Client, name string) {
 	s, err := api.GetSecret(t.Context(), name)
 	must(t, err)
 	if got := string(s.Data["v"]); got != "value of "+name {
-		t.Fatalf("Secret %s holds %q", name, got)
+		fail(t, "Secret %s holds %q", name, got)
 	}
 }

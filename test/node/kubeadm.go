@@ -40,32 +40,21 @@ type Options struct {
 // slow is what a busy machine needs: no test is about these times.
 const slow = "timeouts: {controlPlaneComponentHealthCheck: 10m, kubeletHealthCheck: 10m, kubernetesAPICall: 5m, etcdAPICall: 5m, tlsBootstrap: 10m, discovery: 10m}\n"
 
-// Init runs `kubeadm init`.
-func (n *Node) Init(ctx context.Context, o Options) error {
-	ctx, cancel := context.WithTimeout(ctx, kubeadmTime)
-	defer cancel()
-	if err := n.Write("/etc/kubernetes/kubeadm.yaml", n.initConfiguration(n, o)); err != nil {
-		return err
-	}
-	// SystemVerification refuses cgroup v1; kube-proxy and CoreDNS have no network
-	// here, and nobody needs them.
-	_, err := n.Run(ctx, "kubeadm", "init", "--config", "/etc/kubernetes/kubeadm.yaml", "--ignore-preflight-errors=SystemVerification", "--skip-phases=addon")
-	return err
+// KubeadmPath is where the machine's kubeadm configuration is.
+const KubeadmPath = "/etc/kubernetes/kubeadm.yaml"
+
+// Configure writes the configuration that its operator would give to `kubeadm init`
+// on this machine.
+func (n *Node) Configure(o Options) error {
+	return n.Write(KubeadmPath, n.initConfiguration(o))
 }
 
-// Reconfigure gives this node's API server other options, as kubeadm's own
-// documentation says: in the cluster's configuration, and in the static pod. First
-// is the node that made the cluster.
-func (n *Node) Reconfigure(ctx context.Context, first *Node, o Options) error {
-	if err := n.Write("/etc/kubernetes/kubeadm.yaml", n.initConfiguration(first, o)); err != nil {
-		return err
-	}
-	for _, phase := range [][]string{{"upload-config", "kubeadm"}, {"control-plane", "apiserver"}} {
-		if _, err := n.Run(ctx, "kubeadm", "init", "phase", phase[0], phase[1], "--config", "/etc/kubernetes/kubeadm.yaml"); err != nil {
-			return err
-		}
-	}
-	return nil
+// Init runs `kubeadm init`.
+func (n *Node) Init(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, kubeadmTime)
+	defer cancel()
+	_, err := n.Run(ctx, "kubeadm", "init", "--config", KubeadmPath)
+	return err
 }
 
 // Join makes this machine a further control plane of the cluster of another.
@@ -80,10 +69,10 @@ func (n *Node) Join(ctx context.Context, first *Node) error {
 	if err != nil {
 		return err
 	}
-	if err := n.Write("/etc/kubernetes/kubeadm.yaml", n.joinConfiguration(first, lastWord(certs), word(join, "--token"), word(join, "--discovery-token-ca-cert-hash"))); err != nil {
+	if err := n.Write(KubeadmPath, n.joinConfiguration(first, lastWord(certs), word(join, "--token"), word(join, "--discovery-token-ca-cert-hash"))); err != nil {
 		return err
 	}
-	_, err = n.Run(ctx, "kubeadm", "join", "--config", "/etc/kubernetes/kubeadm.yaml", "--ignore-preflight-errors=SystemVerification")
+	_, err = n.Run(ctx, "kubeadm", "join", "--config", KubeadmPath)
 	return err
 }
 
@@ -101,27 +90,32 @@ func (n *Node) Client() (*controlplane.Client, error) {
 	return &c, nil
 }
 
+// registration: SystemVerification refuses cgroup v1.
 func (n *Node) registration() string {
 	return fmt.Sprintf(`nodeRegistration:
   name: %s
   criSocket: unix:///run/containerd/containerd.sock
   imagePullPolicy: Never
+  ignorePreflightErrors: [SystemVerification]
   kubeletExtraArgs:
   - {name: node-ip, value: %s}
 %s`, n.Name, n.IP, slow)
 }
 
-func (n *Node) initConfiguration(first *Node, o Options) string {
+// initConfiguration: kube-proxy and CoreDNS, the addons, have no network here, and
+// nobody needs them.
+func (n *Node) initConfiguration(o Options) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `apiVersion: kubeadm.k8s.io/v1beta4
 kind: InitConfiguration
 localAPIEndpoint: {advertiseAddress: %[1]s, bindPort: 6443}
+skipPhases: [addon]
 %[2]s---
 apiVersion: kubeadm.k8s.io/v1beta4
 kind: ClusterConfiguration
 kubernetesVersion: %[3]s
 imageRepository: %[4]s
-controlPlaneEndpoint: %[6]s:6443
+controlPlaneEndpoint: %[1]s:6443
 etcd:
   local:
     imageTag: %[5]s
@@ -129,7 +123,7 @@ etcd:
     - {name: heartbeat-interval, value: "500"}
     - {name: election-timeout, value: "5000"}
 apiServer:
-`, n.IP, n.registration(), controlplane.Version, Repository, controlplane.EtcdVersion, first.IP)
+`, n.IP, n.registration(), controlplane.Version, Repository, controlplane.EtcdVersion)
 	b.WriteString(apiServer(o))
 	b.WriteString(`---
 apiVersion: kubelet.config.k8s.io/v1beta1

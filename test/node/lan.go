@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"sync/atomic"
@@ -10,9 +11,8 @@ import (
 // Addresses of the network that all nodes are on.
 const (
 	Gateway = "10.99.0.1"
-	// CloudIP is where the SDK accepts a credentials endpoint without TLS beside
-	// loopback (aws-sdk-go-v2 config, isAllowedHost). It is ours, as the gateway.
-	CloudIP = "169.254.170.23"
+	// MetadataIP is that of the metadata service of EC2 instances. It is ours too.
+	MetadataIP = "169.254.169.254"
 )
 
 // LAN is the network between the nodes, and this process on it.
@@ -30,7 +30,7 @@ func NewLAN(bin string) (*LAN, error) {
 	for _, args := range [][]string{
 		{"link", "add", "name", "lan", "type", "bridge"},
 		{"addr", "add", Gateway + "/24", "dev", "lan"},
-		{"addr", "add", CloudIP + "/32", "dev", "lan"},
+		{"addr", "add", MetadataIP + "/32", "dev", "lan"},
 		{"link", "set", "dev", "lan", "up"},
 	} {
 		if err := ip(args...); err != nil {
@@ -49,6 +49,24 @@ func (l *LAN) attach(port string, pid int) error {
 		return err
 	}
 	return ip("link", "set", "dev", port, "up")
+}
+
+// detach pulls the cable of a machine that is gone. The kernel does it as well, but
+// some time after the last process: it tidies network namespaces in the background,
+// and a connection that is still being closed keeps its own alive.
+func (l *LAN) detach(port string) error {
+	if !attached(port) {
+		return nil
+	}
+	if err := ip("link", "del", "dev", port); err != nil && attached(port) {
+		return err
+	}
+	return nil
+}
+
+func attached(port string) bool {
+	_, err := net.InterfaceByName(port)
+	return err == nil
 }
 
 // nextIP is the address of the next node.

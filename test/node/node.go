@@ -147,7 +147,15 @@ func (n *Node) Kill() error {
 	}
 	n.cmd = nil
 	removeCgroups(fmt.Sprintf("%s/%s.%d", filepath.Base(n.lan.dir), n.Name, n.boots))
+	if err := n.lan.detach(n.Name); err != nil {
+		return fmt.Errorf("node %s: %w", n.Name, err)
+	}
 	return nil
+}
+
+// Remove ends the machine for good: its disk is gone.
+func (n *Node) Remove() error {
+	return errors.Join(n.Kill(), os.RemoveAll(n.dir))
 }
 
 // Command prepares a command on the machine.
