@@ -4,11 +4,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"slices"
 	"time"
-
-	"github.com/jedib0t/go-pretty/v6/table"
 
 	"kms-plugin.io/internal/etcdstore"
 )
@@ -103,38 +100,4 @@ func (inv *Inventory) need(keep time.Duration) {
 		inv.Keep = keep.String()
 	}
 	slices.SortFunc(inv.Keys, func(a, b Needed) int { return cmp.Or(a.LastTime.Compare(b.LastTime), cmp.Compare(a.ID, b.ID)) })
-}
-
-// Print writes it for people.
-func (inv *Inventory) Print(w io.Writer, width int) error {
-	p := &printer{w: w, width: width}
-	var rows []table.Row
-	for _, s := range inv.Snapshots {
-		verified := "yes"
-		if !s.Source.Verified {
-			verified = "no"
-		}
-		rows = append(rows, table.Row{s.Source.FileTime.Format("2006-01-02 15:04Z"), p.fit(s.Source.File, 74), s.Source.Revision, verified, s.Objects, s.Plain, s.Broken, len(s.Keys), s.Wrapped, s.Seeds})
-	}
-	p.table(table.Row{"time", "file", "revision", "hash ok", "objects", "plain", "broken", "keys", "wrapped", "seeds"}, rows, 3, 5, 6, 7, 8, 9, 10)
-	for _, n := range inv.Keys {
-		p.line("%s", clean(n.String()))
-		if len(n.Materials) > 0 {
-			p.line("  KEK %s; material %s", list(n.KEKs), list(n.Materials))
-		}
-		if len(n.Recipients) > 0 {
-			p.line("  or, by its co-recipients, any one of %s", list(n.Recipients))
-		}
-		p.line("  last needed by %s of %s", clean(n.LastFile), n.LastTime.Format("2006-01-02"))
-		switch {
-		case n.Newest:
-			p.line("  the newest snapshot needs it: it may not go")
-		case n.MayGo != nil:
-			p.line("  may go on %s, if no other backup and no cluster needs it", n.MayGo.Format("2006-01-02"))
-		}
-	}
-	for _, s := range inv.Warnings {
-		p.line("warning: %s", clean(s))
-	}
-	return p.err
 }

@@ -73,17 +73,44 @@ func TestInventory(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", name, got[name], want)
 		}
 	}
-	var text strings.Builder
-	if err := inv.Print(&text, 100); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"last needed by second of 2026-11-10", "may go on 2026-12-11", "the newest snapshot needs it"} {
-		if !strings.Contains(text.String(), want) {
-			t.Errorf("no %q in\n%s", want, text.String())
-		}
-	}
 	if len(inv.Warnings) != 0 {
 		t.Errorf("warnings %q", inv.Warnings)
+	}
+}
+
+// Whatever the terminal, each file comes with its keys, whole, and with its counts.
+func TestInventoryText(t *testing.T) {
+	sources := []etcdstore.Source{newBackup("third", 30, 20, newB, "k8s\x00"), newBackup("first", 10, 1, oldA, cbc), newBackup("second", 20, 10, oldA, newB)}
+	inv, err := Take(t.Context(), sources, Options{Names: pluginConfig("")}, 30*24*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, width := range []int{0, 40, 80} {
+		var text strings.Builder
+		if err := inv.Print(&text, width); err != nil {
+			t.Fatal(err)
+		}
+		for l := range strings.Lines(text.String()) {
+			if n := len(strings.TrimSuffix(l, "\n")); width > 0 && n > width {
+				t.Errorf("%d columns of %d: %q", n, width, l)
+			}
+		}
+		got := strings.Join(strings.Fields(text.String()), " ")
+		if width == 40 { // a digest is longer than the terminal
+			got = strings.ReplaceAll(got, " ", "")
+		}
+		for _, want := range []string{
+			"second 2026-11-10 15:00Z, revision 20, no hash to verify 2 objects, of them 0 plain, 0 broken needs 2 keys, 2 wrapped local KEKs, 2 DEK seeds: a (a:",
+			"first 2026-11-01 15:00Z, revision 10, no hash to verify 2 objects, of them 0 plain, 0 broken needs 2 keys, 1 wrapped local KEK, 1 DEK seed:",
+			"aescbc key1: 1 object ", "last needed by second of 2026-11-10", "may go on 2026-12-11", "the newest snapshot needs it",
+		} {
+			if width == 40 {
+				want = strings.ReplaceAll(want, " ", "")
+			}
+			if !strings.Contains(got, want) {
+				t.Errorf("width %d: no %q in\n%s", width, want, text.String())
+			}
+		}
 	}
 }
 
