@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -39,21 +40,13 @@ them must be readable: a set with a hole proves nothing.`,
 			if err != nil {
 				return err
 			}
-			files, err := snapshotFiles(args)
+			sources, err := openSnapshots(c.Context(), args)
 			if err != nil {
 				return err
 			}
 			bar := newProgress(c.ErrOrStderr(), "reading snapshots")
 			defer bar.end()
 			o.Progress = bar.set
-			var sources []etcdstore.Source
-			for _, f := range files {
-				s, err := snapshot.Open(c.Context(), f)
-				if err != nil {
-					return err
-				}
-				sources = append(sources, s)
-			}
 			inv, err := coverage.Take(c.Context(), sources, o, kept)
 			bar.end()
 			if err != nil {
@@ -86,6 +79,22 @@ func days(s string) (time.Duration, error) {
 		return d, nil
 	}
 	return 0, fmt.Errorf("--keep %q is not a time such as 30d or 720h", s)
+}
+
+// openSnapshots opens the files, or all *.db files of directories.
+func openSnapshots(ctx context.Context, args []string) (out []etcdstore.Source, err error) {
+	files, err := snapshotFiles(args)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		s, err := snapshot.Open(ctx, f)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, s)
+	}
+	return out, nil
 }
 
 func snapshotFiles(args []string) (out []string, err error) {

@@ -13,9 +13,7 @@ import (
 	"kms-plugin.io/internal/cli"
 	"kms-plugin.io/internal/config"
 	"kms-plugin.io/internal/drill"
-	"kms-plugin.io/internal/etcdstore"
 	"kms-plugin.io/internal/etcdstore/live"
-	"kms-plugin.io/internal/etcdstore/snapshot"
 	"kms-plugin.io/internal/fleet"
 	"kms-plugin.io/internal/kube"
 	"kms-plugin.io/internal/preflight"
@@ -117,18 +115,8 @@ func (f *planFlags) read(c *cobra.Command) (err error) {
 	if f.o.Servers, err = kube.Connect(c.Context(), f.kube.Config); err != nil {
 		return err
 	}
-	files, err := snapshotFiles(f.snapshots)
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
-		var s etcdstore.Source
-		if s, err = snapshot.Open(c.Context(), file); err != nil {
-			return err
-		}
-		f.o.Snapshots = append(f.o.Snapshots, s)
-	}
-	return nil
+	f.o.Snapshots, err = openSnapshots(c.Context(), f.snapshots)
+	return err
 }
 
 func (f *planFlags) readDrills() error {

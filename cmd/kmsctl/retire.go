@@ -14,7 +14,6 @@ import (
 	"kms-plugin.io/internal/coverage"
 	"kms-plugin.io/internal/durable"
 	"kms-plugin.io/internal/etcdstore/live"
-	"kms-plugin.io/internal/etcdstore/snapshot"
 	"kms-plugin.io/internal/fleet"
 	"kms-plugin.io/internal/kube"
 	"kms-plugin.io/internal/retirement"
@@ -79,7 +78,7 @@ func (f *retireFlags) run(c *cobra.Command, key string) error {
 	}
 	defer e.Close()
 	f.o.Live, f.o.History, f.o.Coverage.Progress = e, e.History(), bar.set
-	if err := f.open(c.Context()); err != nil {
+	if f.o.Snapshots, err = openSnapshots(c.Context(), f.snapshots); err != nil {
 		return err
 	}
 	f.o.APIServers, f.o.Scrape = len(servers), status.Scrape
@@ -122,21 +121,6 @@ func (f *retireFlags) configure(key string) error {
 	}
 	return cli.WithHint(cli.Usage(fmt.Errorf("there is no key %q in %s, which has %s", key, f.plugin, strings.Join(f.o.Coverage.Names.Known(), ", "))),
 		"a key leaves the file last: put it back with role: retired")
-}
-
-func (f *retireFlags) open(ctx context.Context) error {
-	files, err := snapshotFiles(f.snapshots)
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
-		s, err := snapshot.Open(ctx, file)
-		if err != nil {
-			return err
-		}
-		f.o.Snapshots = append(f.o.Snapshots, s)
-	}
-	return nil
 }
 
 func (f *retireFlags) deliver(c *cobra.Command, e *retirement.Evidence) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -12,14 +11,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"kms-plugin.io/internal/cli"
-	"kms-plugin.io/internal/config"
 	"kms-plugin.io/internal/coverage"
 	"kms-plugin.io/internal/encryptionconfig"
 	"kms-plugin.io/internal/etcdstore/live"
 	"kms-plugin.io/internal/fleet"
 	"kms-plugin.io/internal/kube"
 	"kms-plugin.io/internal/rotation"
-	"kms-plugin.io/pkg/keys"
 )
 
 type rotateFlags struct {
@@ -27,6 +24,7 @@ type rotateFlags struct {
 	etcd           etcdFlags
 	encryption     []string
 	plugin, output string
+	backups        backupFlags
 	o              rotation.Options
 }
 
@@ -65,6 +63,7 @@ the proof.`,
 	c.Flags().StringVar(&f.o.Provider, "provider", "", "name of the KMS provider (default: the one that writes)")
 	c.Flags().StringVar(&f.o.Target, "to", "", "key_id, its sha256:…, or name of the plugin's configuration if that can mean only one, to wait for (default: the one that all agree on)")
 	c.Flags().StringSliceVar(&f.o.Plugins, "plugins", nil, "listenAddress of each plugin, as host:port: what they report decides what a name means")
+	f.backups.add(c)
 	allowUnknown(c, &f.o.AllowUnknown)
 	c.Flags().StringVarP(&f.o.Namespace, "namespace", "n", "kube-system", "namespace for canaries")
 	c.Flags().StringVar(&f.o.Prefix, "prefix", "/registry", "prefix of kube-apiserver in etcd (its --etcd-prefix)")
@@ -87,6 +86,7 @@ func (f *rotateFlags) run(c *cobra.Command) error {
 		return cli.Usage(fmt.Errorf("--via %q is none of auto, migration, patch", f.o.Via))
 	}
 	var err error
+	f.o.Prefix = strings.TrimSuffix(f.o.Prefix, "/")
 	if f.o.Encryptions, err = loadEncryption(f.encryption); err != nil {
 		return err
 	}
@@ -99,11 +99,15 @@ func (f *rotateFlags) run(c *cobra.Command) error {
 	} else if f.o.Target != "" && !rotation.IsExact(f.o.Target) {
 		return cli.WithHint(cli.Usage(fmt.Errorf("--to %s is no key_id, so it needs the plugins' configuration", f.o.Target)), "--plugin-config FILE")
 	}
+	bar := newProgress(c.ErrOrStderr(), "reading etcd")
+	defer bar.end()
+	needs, err := f.backups.take(c.Context(), coverage.Options{Prefix: f.o.Prefix, Names: f.o.Names, Progress: bar.set})
+	if err != nil {
+		return err
+	}
 	if f.o.Servers, err = kube.Connect(c.Context(), f.kube.Config); err != nil {
 		return err
 	}
-	bar := newProgress(c.ErrOrStderr(), "reading etcd")
-	defer bar.end()
 	f.etcd.Compacted = func(revision int64) {
 		bar.say("revision %d was compacted away while it was read; starting again", revision)
 	}
@@ -113,7 +117,7 @@ func (f *rotateFlags) run(c *cobra.Command) error {
 	}
 	defer e.Close()
 	f.o.Source, f.o.Etcd = e, func(ctx context.Context, key string) ([]byte, error) { return e.Get(ctx, key) }
-	f.o.Prefix, f.o.Poll = strings.TrimSuffix(f.o.Prefix, "/"), 3*time.Second
+	f.o.Poll = 3 * time.Second
 	f.o.Say, f.o.Progress = bar.say, bar.set
 	r, err := rotation.Run(c.Context(), f.o)
 	bar.end()
@@ -121,29 +125,9 @@ func (f *rotateFlags) run(c *cobra.Command) error {
 		return err
 	}
 	if f.output == "json" {
-		return printJSON(c.OutOrStdout(), r)
+		return printJSON(c.OutOrStdout(), rotated{r, needs})
 	}
-	return printRotated(c.OutOrStdout(), r, f.o.Config)
-}
-
-// others are the keys of the ring beside the one that everything is under, and its
-// co-recipients.
-func others(ring *config.Config, name string) (out []config.Key) {
-	if ring == nil {
-		return nil
-	}
-	stays := []string{name}
-	for _, k := range ring.Keys {
-		if k.Name == name {
-			stays = append(stays, k.AlsoWrapWith...)
-		}
-	}
-	for _, k := range ring.Keys {
-		if !slices.Contains(stays, k.Name) {
-			out = append(out, k)
-		}
-	}
-	return out
+	return printRotated(c.OutOrStdout(), rotated{r, needs}, f.o.Config)
 }
 
 // loadEncryption reads the files of all API servers.
@@ -162,33 +146,4 @@ func loadEncryption(paths []string) (out []*encryptionconfig.Config, err error) 
 		out = append(out, c)
 	}
 	return out, nil
-}
-
-// printRotated ends with what may go, and what must be asked before.
-func printRotated(w io.Writer, r *rotation.Result, ring *config.Config) error {
-	fmt.Fprintf(w, "everything is under key_id %s, at revision %d\n", r.KeyID, r.Report.Source.Revision)
-	for _, k := range r.Report.Keys {
-		if !k.Current {
-			fmt.Fprintf(w, "still stored under another key, and not touched: %d objects under %s %q\n", k.Objects, k.Kind, k.Provider)
-		}
-	}
-	label, _, _ := keys.SplitKeyID(r.KeyID)
-	for _, k := range others(ring, label) {
-		under := int64(0)
-		for _, s := range r.Report.Keys {
-			if name, _, err := keys.SplitKeyID(s.KeyID); err == nil && name == k.Name || s.Name == k.Name {
-				under += s.Objects
-			}
-		}
-		switch {
-		case under > 0:
-			fmt.Fprintf(w, "key %q: %d objects are under it; it stays\n", k.Name, under)
-		case k.Role == keys.RoleRetired:
-			fmt.Fprintf(w, "key %q: no object is under it, and it is retired; whether it may go: kmsctl retire %s --snapshots DIR\n", k.Name, k.Name)
-		default:
-			fmt.Fprintf(w, "key %q: no object is under it; it may be retired once it shall not write again (role: retired), and goes when the last backup that needs it has: kmsctl inventory DIR --keep 30d\n", k.Name)
-		}
-	}
-	_, err := fmt.Fprintln(w, "before an old key goes: take a new snapshot, ask kmsctl inventory for the backups that need it, and let etcd compact")
-	return err
 }

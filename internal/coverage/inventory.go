@@ -90,8 +90,7 @@ func (inv *Inventory) need(keep time.Duration) {
 	}
 	for _, n := range byID {
 		if keep > 0 && !n.Newest {
-			// The day after the last one on which the snapshot is kept.
-			day := n.LastTime.Add(keep).UTC().Truncate(24*time.Hour).AddDate(0, 0, 1)
+			day := Expires(n.LastTime, keep)
 			n.MayGo = &day
 		}
 		inv.Keys = append(inv.Keys, *n)
@@ -100,4 +99,10 @@ func (inv *Inventory) need(keep time.Duration) {
 		inv.Keep = keep.String()
 	}
 	slices.SortFunc(inv.Keys, func(a, b Needed) int { return cmp.Or(a.LastTime.Compare(b.LastTime), cmp.Compare(a.ID, b.ID)) })
+}
+
+// Expires is the first day on which a snapshot of that time is not kept any more: the one
+// after the last on which it is.
+func Expires(t time.Time, keep time.Duration) time.Time {
+	return t.Add(keep).UTC().Truncate(24*time.Hour).AddDate(0, 0, 1)
 }
