@@ -176,7 +176,7 @@ func TestAlerts(t *testing.T) {
 	if err := d.Decode(&f); err != nil {
 		t.Fatal(err)
 	}
-	metric := regexp.MustCompile(`kms_plugin_[a-z_]+`)
+	metric := regexp.MustCompile(`kms_(?:plugin|canary)_[a-z_]+`)
 	label := regexp.MustCompile(`(\w+)(?:=~?|!=)"`)
 	for _, r := range f.Groups[0].Rules {
 		names := metric.FindAllString(r.Expr, -1)

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -242,6 +243,15 @@ kms_canary_read_seconds{writer="a:1",reader="c:3"} -1
 `
 	if got := string(r.Textfile()); got != want {
 		t.Errorf("%s", got)
+	}
+	doc, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\w+) (\w+)$`).FindAllStringSubmatch(want, -1) {
+		if row := fmt.Sprintf("| `%s` | %s |", m[1], m[2]); !strings.Contains(string(doc), row) {
+			t.Errorf("docs/metrics.md has no %q", row)
+		}
 	}
 	var b strings.Builder
 	if err := r.Print(&b); err != nil || b.String() != "a:1: written in 0.500 s, read by 1 of 2, provider \"p\", key_id \"id\"\nb:2: written in 0.000 s, read by 0 of 0\nslow: a took 3 s\nFAIL  two lines\n" {

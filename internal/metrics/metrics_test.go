@@ -64,7 +64,7 @@ func TestDocumentation(t *testing.T) {
 		t.Fatal(err)
 	}
 	listed := map[string]string{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| (\\w+) \\| ([^|]*)\\|").FindAllSubmatch(doc, -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `(kms_plugin_[^`]+)` \\| (\\w+) \\| ([^|]*)\\|").FindAllSubmatch(doc, -1) {
 		labels := strings.Split(strings.TrimSpace(string(m[3])), ", ")
 		slices.Sort(labels)
 		listed[string(m[1])] = string(m[2]) + " " + strings.Join(labels, ", ")
