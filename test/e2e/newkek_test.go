@@ -3,16 +3,12 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -58,7 +54,7 @@ func (x *trio) toNewKEK() string {
 	at := "role: write, activateAt: " + time.Now().Add(5*time.Second).UTC().Format(time.RFC3339)
 	stage(0, at)
 	stage(1, at)
-	x.killed("converge", "--to", "next", "--wait", "5m") // p3 does not write under it yet
+	x.killed("converge: waiting", x.rotateArgs("--to", "next", "--wait", "5m")...) // p3 does not write under it yet
 	for i := range 2 {
 		shows(i, `kms_plugin_key_info{active="true",key="next",role="write"} 1`)
 	}
@@ -70,9 +66,11 @@ func (x *trio) toNewKEK() string {
 	shows(2, `kms_plugin_key_info{active="true",key="next",role="write"} 1`)
 	x.p[2].Program(bin.Plugin) // the upgrade, in the middle of it
 	x.restart(x.p[2])
-	x.killed("re-encrypt", "--to", "next", "--qps", "300", "--via", "patch")
+	x.killedWriting(next, "--to", "next", "--qps", "300", "--via", "patch")
 	x.bounce(1) // cold: its plugin is really asked, with the clock set back
-	x.killed("prove", "--to", "next", "--via", "patch")
+	if log := x.killed("were written again by patches", x.rotateArgs("--to", "next", "--via", "patch")...); strings.Contains(log, "prove: ") {
+		x.t.Errorf("it was killed after its proof: %s", log)
+	}
 	out, log := x.kmsctl(0, x.rotateArgs("--to", "next")...)
 	if !strings.Contains(string(out), "everything is under key_id "+next) {
 		x.t.Errorf("%s%s", out, log)
@@ -88,42 +86,6 @@ func (x *trio) toNewKEK() string {
 	x.bounce(2)
 	b.check(x.t)
 	return next
-}
-
-// killed starts `rotate run` and kills it in the step named.
-func (x *trio) killed(step string, more ...string) {
-	x.t.Helper()
-	cmd := exec.CommandContext(x.t.Context(), bin.Kmsctl, x.rotateArgs(more...)...)
-	var log lockedBuffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	before := x.writes()
-	if err := cmd.Start(); err != nil {
-		x.t.Fatal(err)
-	}
-	x.within(3*time.Minute, "rotate run is in step "+step, func(context.Context) error {
-		text := log.String()
-		switch {
-		case step == "converge" && strings.Contains(text, "converge: waiting"),
-			step == "re-encrypt" && strings.Contains(text, "converge: all 3") && x.writes()-before > 500,
-			step == "prove" && strings.Contains(text, "were written again by patches"):
-			return nil
-		}
-		return errors.New(text)
-	})
-	_ = cmd.Process.Kill()
-	if err := cmd.Wait(); err == nil && step != "prove" {
-		x.t.Fatalf("it ended before it was killed in %s: %s", step, log.String())
-	}
-}
-
-// writes is the revision of etcd, which every write raises.
-func (x *trio) writes() int64 {
-	x.t.Helper()
-	n, err := x.etcd.Put(x.t.Context(), "/other", []byte("x"))
-	if err != nil {
-		x.t.Fatal(err)
-	}
-	return n
 }
 
 // The release before works beside this one: what either seals the other opens, both
@@ -175,21 +137,3 @@ func TestMixedVersions(t *testing.T) {
 
 // releaseBefore is the last commit that landed before the present work.
 const releaseBefore = "4f26c54"
-
-// lockedBuffer is read while a command writes to it.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
