@@ -99,7 +99,7 @@ func newRunbook(t *testing.T) *runbook {
 		t.Fatal(err)
 	}
 	kube := r.kubeFlags(r.a[:]...)
-	next, fresh := r.cloud.CreateKey("eu-central-1", fakekms.KeyOptions{}), r.cloud.CreateKey("eu-central-1", fakekms.KeyOptions{})
+	key := func() string { return r.cloud.CreateKey("eu-central-1", fakekms.KeyOptions{}) }
 	var plugins []string
 	for _, p := range r.p {
 		plugins = append(plugins, p.HTTP())
@@ -108,7 +108,7 @@ func newRunbook(t *testing.T) *runbook {
 		"NODES=node1 node2 node3", "SERVERS=" + kube[3], "KUBECONFIG=" + kube[1], "PLUGINS=" + strings.Join(plugins, ","),
 		"ETCD=--endpoints=" + r.etcd.URL + " --cacert= --cert= --key=", "ENCRYPTION=" + r.encryptions(3),
 		"CONFIG=" + config, "BACKUPS=" + filepath.Join(r.dir, backupsOf), "KEEP=30d", "COMPACTION=25s", "ACTIVATE_IN=3 seconds",
-		"NEXT_ARN=" + next, "FRESH_ARN=" + fresh, "EVIDENCE=" + filepath.Join(r.dir, "evidence"), "AUDIT=/run/kms-plugin/audit.log", "NEXT_ENDPOINT=" + r.cloud.URL()}
+		"NEXT_ARN=" + key(), "FRESH_ARN=" + key(), "SPARE_ARN=" + key(), "EVIDENCE=" + filepath.Join(r.dir, "evidence"), "AUDIT=/run/kms-plugin/audit.log", "NEXT_ENDPOINT=" + r.cloud.URL()}
 	return r
 }
 
@@ -270,7 +270,7 @@ func TestRunbook(t *testing.T) {
 		}
 	}
 	for _, step := range []struct{ before, after, name string }{
-		{"a-plan", "a-run", "prod:"}, {"a-run", "b-run", "next:"}, {"b-run", "c-generation", "next:"}, {"c-generation", "c-kek", "fresh:"}, {"c-kek", "d-back", "prod:"}, {"d-back", "h-rescue", "fresh:"},
+		{"a-plan", "a-run", "prod:"}, {"a-run", "b-run", "next:"}, {"b-run", "c-generation", "next:"}, {"c-generation", "c-kek", "fresh:"}, {"c-kek", "d-back", "prod:"}, {"d-back", "h-rescue", "fresh:"}, {"h-rescue", "s-spare", "fresh:"},
 	} {
 		if keyIDs[step.before] == keyIDs[step.after] || !strings.HasPrefix(keyIDs[step.after], step.name) {
 			t.Errorf("after %s the key_id is %q, before it was %q", step.after, keyIDs[step.after], keyIDs[step.before])
