@@ -173,8 +173,10 @@ keys:
 	}
 }
 
-// restartPlugin restarts one; between is done while it is down.
-func (s *stage) restartPlugin(t *testing.T, i int, between func()) {
+// restartPlugin restarts one; between is done while it is down. It counts as up as soon
+// as its socket answers or, if good, when it answers well: one without a state file
+// refuses until the KMS has wrapped its local KEK.
+func (s *stage) restartPlugin(t *testing.T, i int, good bool, between func()) {
 	t.Helper()
 	s.dead[i].Store(true)
 	defer s.dead[i].Store(false)
@@ -184,6 +186,12 @@ func (s *stage) restartPlugin(t *testing.T, i int, between func()) {
 	between()
 	if err := s.p[i].Restart(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if good {
+		within(t, 10*time.Second, "the plugin answers well", func(ctx context.Context) error {
+			_, err := s.status(ctx, i)
+			return err
+		})
 	}
 }
 
