@@ -1,9 +1,7 @@
 package coverage
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime"
@@ -419,59 +417,6 @@ func TestRequirementsThatCannotBeJudged(t *testing.T) {
 		}
 		if err := q.Check(tt.o); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", tt.require, err, tt.want)
-		}
-	}
-}
-
-// What is in etcd cannot speak to the terminal or to the browser.
-func TestHostileNames(t *testing.T) {
-	s := &source{}
-	s.add("/registry/secrets/ns/\x1b[31m<script>x", "k8s\x00x")
-	s.add("/registry/secrets/ns/b", value("ou\x1brs<b>", "", "id\x1b]0;<script>alert(1)</script>", nil, "s"))
-	r := scan(t, s, Options{Resources: []string{"secrets"}})
-	var text, page bytes.Buffer
-	if err := r.Print(&text, 80); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.WriteHTML(&page); err != nil {
-		t.Fatal(err)
-	}
-	if strings.ContainsAny(text.String(), "\x1b\x07\r") || strings.Contains(page.String(), "\x1b") {
-		t.Errorf("control characters come through:\n%q", text.String())
-	}
-	if strings.Contains(page.String(), "<script") || strings.Contains(page.String(), "rs<b>") {
-		t.Error("markup comes through")
-	}
-}
-
-func TestFitsTheTerminal(t *testing.T) {
-	s := sample()
-	s.add("/registry/"+strings.Repeat("very-long-", 6)+".example.com/"+strings.Repeat("things", 8)+"/ns/x", "{}")
-	r := scan(t, s, Options{Encryption: encryption(secretsByOurs), Names: pluginConfig("")})
-	var text bytes.Buffer
-	if err := r.Print(&text, 80); err != nil {
-		t.Fatal(err)
-	}
-	table, _, _ := strings.Cut(text.String(), "\n\nb (")
-	for l := range strings.Lines(table) {
-		if n := len([]rune(l)); n > 81 && !strings.HasPrefix(l, "current") {
-			t.Errorf("%d columns: %q", n, l)
-		}
-	}
-	if !strings.Contains(text.String(), "8 of 16 objects are on the current key") {
-		t.Errorf("no verdict in\n%s", text.String())
-	}
-}
-
-func TestReportJSON(t *testing.T) {
-	r := scan(t, sample(), Options{Encryption: encryption(secretsByOurs), Names: pluginConfig("")})
-	data, err := json.Marshal(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{`"apiVersion":"kms-plugin.io/coverage/v1"`, `"mustBeEncrypted":true`, `"current":7`, `"revision":20`, `"keyIDHash":"sha256:`} {
-		if !bytes.Contains(data, []byte(want)) {
-			t.Errorf("no %s in %s", want, data)
 		}
 	}
 }

@@ -19,6 +19,9 @@ var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
 		return 100 * float64(n) / float64(total)
 	},
 	"bars":  bars,
+	"parts": func(r *Report, x Resource) resourcePart { return resourcePart{x, r.parts(x)} },
+	"share": (*Report).class,
+	"plus":  func(a, b int) int { return a + b },
 	"clean": clean,
 	"join":  func(s []string) string { return clean(strings.Join(s, ", ")) },
 	"attention": func(r []Resource) []Resource {
@@ -29,15 +32,54 @@ var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
 	},
 }).Parse(page))
 
-// bar is one part of a resource's picture.
+// bar is one part of a picture.
 type bar struct {
 	Class, Name string
 	N           int64
+	Key         int // its number on the page, from 1; 0 for none
+}
+
+// resourcePart is what the page shows of a resource.
+type resourcePart struct {
+	Resource
+	Parts []bar
+}
+
+// class is how the objects under a key were judged: where that differs, in the resource
+// that needs attention most.
+func (r *Report) class(k Key) string {
+	for _, x := range r.Resources {
+		for _, s := range x.Keys {
+			if s.Key == k.ID {
+				return s.class
+			}
+		}
+	}
+	return ""
+}
+
+// parts are the shares of a resource, by key where there is one.
+func (r *Report) parts(x Resource) (out []bar) {
+	for _, b := range bars(x.Counts) {
+		left := b.N
+		for _, s := range x.Keys {
+			if s.class != b.Class {
+				continue
+			}
+			n := slices.IndexFunc(r.Keys, func(k Key) bool { return k.ID == s.Key }) + 1
+			out = append(out, bar{b.Class, b.Name, s.Objects, n})
+			left -= s.Objects
+		}
+		if left > 0 {
+			out = append(out, bar{b.Class, b.Name, left, 0})
+		}
+	}
+	return out
 }
 
 func bars(c Counts) []bar {
-	all := []bar{{"current", "current", c.Current}, {"older", "older key", c.Older}, {"others", "other provider", c.Others},
-		{"plain", "plain", c.Plain}, {"broken", "broken", c.Broken}, {"asis", "as is", c.AsIs}}
+	all := []bar{{"current", "current", c.Current, 0}, {"older", "older key", c.Older, 0}, {"others", "other provider", c.Others, 0},
+		{"plain", "plain", c.Plain, 0}, {"broken", "broken", c.Broken, 0}, {"asis", "as is", c.AsIs, 0}}
 	return slices.DeleteFunc(all, func(b bar) bool { return b.N == 0 })
 }
 

@@ -70,8 +70,17 @@ func (t *tally) judge(res *Resource, rt *resourceTally, o Options, current strin
 		default:
 			c.Others = g.objects
 		}
+		g.class = c.class()
 		res.add(c)
 	}
+}
+
+// class names the only count that is not 0.
+func (c Counts) class() string {
+	if b := bars(c); len(b) > 0 {
+		return b[0].Class
+	}
+	return ""
 }
 
 func (t *tally) providerOf(keyID string) string {

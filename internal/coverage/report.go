@@ -72,6 +72,8 @@ type Resource struct {
 type Share struct {
 	Key     string `json:"key"` // Key.ID
 	Objects int64  `json:"objects"`
+
+	class string // how they were judged, as in bars
 }
 
 // Sample names some of the objects of a resource that are not as they should be.
@@ -223,11 +225,15 @@ func hash(s string) string {
 }
 
 func (r *Resource) shares() {
-	objects, faults := map[string]int64{}, map[string]*Sample{}
+	objects, faults := map[string]*Share{}, map[string]*Sample{}
 	for _, g := range r.groups {
 		switch {
 		case g.key != nil:
-			objects[g.key.id()] += g.objects
+			id := g.key.id()
+			if objects[id] == nil {
+				objects[id] = &Share{Key: id, class: g.class}
+			}
+			objects[id].Objects += g.objects
 		case g.kind == stored.Broken:
 			for reason, n := range g.reasons {
 				r.fault(faults, "broken: "+reason, n, g.samples)
@@ -236,8 +242,8 @@ func (r *Resource) shares() {
 			r.fault(faults, g.kind.String(), g.objects, g.samples)
 		}
 	}
-	for id, n := range objects {
-		r.Keys = append(r.Keys, Share{id, n})
+	for _, s := range objects {
+		r.Keys = append(r.Keys, *s)
 	}
 	for _, f := range faults {
 		r.Faults = append(r.Faults, *f)

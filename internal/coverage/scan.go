@@ -36,6 +36,7 @@ type group struct {
 	objects  int64
 	reasons  map[string]int64 // of Broken
 	samples  []string         // a few keys in etcd
+	class    string           // how it was judged, as in bars
 }
 
 type resourceTally struct {
