@@ -27,7 +27,6 @@ type Options struct {
 	Role        string   // it has there
 	Target      string   // the cloud's name for it
 	Replicas    []string // its names in other regions, each with a state of its own
-	ConfigHash  string   // SHA-256 of that file, hex
 	Coverage    coverage.Options
 	Live        etcdstore.Source
 	History     etcdstore.Source // what watches can replay
