@@ -22,77 +22,8 @@ import (
 	"kms-plugin.io/internal/etcdstore"
 	"kms-plugin.io/internal/etcdstore/live"
 	"kms-plugin.io/internal/etcdstore/snapshot"
-	"kms-plugin.io/internal/stored"
 	"kms-plugin.io/test/controlplane"
 )
-
-const localKeys = `
-  - aescbc: {keys: [{name: cbc1, secret: MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=}]}
-  - secretbox: {keys: [{name: box1, secret: MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=}]}
-  - identity: {}
-`
-
-// oracle knows what it wrote, and under what.
-type oracle struct {
-	*cluster
-	a       *controlplane.APIServer
-	path    string // of the EncryptionConfiguration
-	written map[string]map[string]int64
-	n       int
-}
-
-func (o *oracle) encrypt(rules string) {
-	o.t.Helper()
-	data := "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n" + rules
-	if err := os.WriteFile(o.path, []byte(data), 0o600); err != nil {
-		o.t.Fatal(err)
-	}
-	if o.a != nil {
-		o.restart(o.a)
-	}
-}
-
-var objects = map[string]struct{ path, body string }{
-	"secrets":                    {"/api/v1/namespaces/default/secrets", `{"apiVersion":"v1","kind":"Secret","metadata":{"name":"%s"},"data":{"v":"eA=="}}`},
-	"configmaps":                 {"/api/v1/namespaces/default/configmaps", `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"%s"}}`},
-	"events":                     {"/api/v1/namespaces/default/events", `{"apiVersion":"v1","kind":"Event","metadata":{"name":"%s"},"involvedObject":{"namespace":"default"}}`},
-	"replicationcontrollers":     {"/api/v1/namespaces/default/replicationcontrollers", `{"apiVersion":"v1","kind":"ReplicationController","metadata":{"name":"%s"},"spec":{"replicas":0,"selector":{"a":"b"},"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"name":"c","image":"i"}]}}}}`},
-	"deployments.apps":           {"/apis/apps/v1/namespaces/default/deployments", `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"%s"},"spec":{"selector":{"matchLabels":{"a":"b"}},"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"name":"c","image":"i"}]}}}}`},
-	"leases.coordination.k8s.io": {"/apis/coordination.k8s.io/v1/namespaces/default/leases", `{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"%s"}}`},
-	"widgets.example.com":        {"/apis/example.com/v1/namespaces/default/widgets", `{"apiVersion":"example.com/v1","kind":"Widget","metadata":{"name":"%s"}}`},
-}
-
-const widgetCRD = `{"apiVersion":"apiextensions.k8s.io/v1","kind":"CustomResourceDefinition","metadata":{"name":"widgets.example.com"},"spec":{"group":"example.com","scope":"Namespaced","names":{"plural":"widgets","singular":"widget","kind":"Widget","listKind":"WidgetList"},"versions":[{"name":"v1","served":true,"storage":true,"schema":{"openAPIV3Schema":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}}]}}`
-
-// serveWidgets makes the custom resource and waits until all serve it.
-func (c *cluster) serveWidgets(servers ...*controlplane.APIServer) {
-	c.t.Helper()
-	if err := servers[0].Create(c.t.Context(), "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", widgetCRD); err != nil {
-		c.t.Fatal(err)
-	}
-	for _, a := range servers {
-		c.within(30*time.Second, "widgets are served", func(ctx context.Context) error {
-			_, err := a.Text(ctx, objects["widgets.example.com"].path)
-			return err
-		})
-	}
-}
-
-// write creates n objects that must end under the key of that report id.
-func (o *oracle) write(resource string, n int, key string) {
-	o.t.Helper()
-	for range n {
-		o.n++
-		what := objects[resource]
-		if err := o.a.Create(o.t.Context(), what.path, fmt.Sprintf(what.body, fmt.Sprintf("o%d", o.n))); err != nil {
-			o.t.Fatal(err)
-		}
-	}
-	if o.written[resource] == nil {
-		o.written[resource] = map[string]int64{}
-	}
-	o.written[resource][key] += int64(n)
-}
 
 // The report equals what the test knows that it wrote, live and from a snapshot
 // of the same moment, and etcd is as it was.
@@ -101,10 +32,11 @@ func TestCoverageIsExact(t *testing.T) {
 	p := c.plugin("p1", "")
 	o := &oracle{cluster: c, path: filepath.Join(c.dir, "oracle.yaml"), written: map[string]map[string]int64{}}
 	kms := fmt.Sprintf("\n  - kms: {apiVersion: v2, name: kms1, endpoint: \"unix://%s\", timeout: 3s}", p.Socket)
+	v1 := fmt.Sprintf("\n  - kms: {name: old1, endpoint: \"unix://%s\", cachesize: 100, timeout: 3s}", serveKMSv1(t, c.dir))
 
 	o.encrypt("- resources: [secrets]\n  providers:\n  - secretbox: {keys: [{name: box1, secret: MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=}]}" + localKeys)
 	var err error
-	if o.a, err = controlplane.StartAPIServer(t.Context(), bin, c.dir, "api", c.etcd, o.path); err != nil {
+	if o.a, err = controlplane.StartAPIServer(t.Context(), bin, c.dir, "api", c.etcd, o.path, "--feature-gates=KMSv1=true"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = o.a.Kill() })
@@ -114,12 +46,18 @@ func TestCoverageIsExact(t *testing.T) {
 		o.write(r, n, "plain")
 	}
 
-	o.encrypt("- resources: [secrets, widgets.example.com, events]\n  providers:" + kms + localKeys +
-		"- resources: [deployments.apps]\n  providers:\n  - aescbc: {keys: [{name: cbc1, secret: MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=}]}\n  - identity: {}\n")
+	o.encrypt("- resources: [secrets]\n  providers:" + localKeys + "- resources: [replicationcontrollers]\n  providers:" + v1 + localKeys +
+		"- resources: [deployments.apps]\n  providers:" + gcmKey + localKeys)
+	o.write("replicationcontrollers", 3, "kms v1/old1")
+	o.write("deployments.apps", 2, "aesgcm/gcm1")
+
+	o.encrypt("- resources: [secrets, widgets.example.com, events]\n  providers:" + kms + localKeys + "- resources: [replicationcontrollers]\n  providers:\n  - identity: {}" + v1 + "\n" +
+		"- resources: [deployments.apps]\n  providers:\n  - aescbc: {keys: [{name: cbc1, secret: MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=}]}" + gcmKey + "\n  - identity: {}\n")
 	first := "kms v2/kms1/" + c.keyID(p)
 	o.write("secrets", 6, first)
 	o.write("widgets.example.com", 3, first)
 	o.write("events", 1, first)
+	o.writeLarge(first)
 	o.write("deployments.apps", 2, "aescbc/cbc1")
 	o.write("configmaps", 1, "plain")
 
@@ -130,7 +68,7 @@ func TestCoverageIsExact(t *testing.T) {
 		}
 		return nil
 	})
-	o.encrypt("- resources: ['*.*']\n  providers:" + kms + localKeys)
+	o.encrypt("- resources: ['*.*']\n  providers:" + kms + v1 + gcmKey + localKeys)
 	second := "kms v2/kms1/" + c.keyID(p)
 	for r, n := range map[string]int{"secrets": 7, "configmaps": 2, "deployments.apps": 1, "events": 3, "leases.coordination.k8s.io": 1, "widgets.example.com": 2, "replicationcontrollers": 1} {
 		o.write(r, n, second)
@@ -219,7 +157,7 @@ func (o *oracle) check(p *controlplane.Plugin) {
 	// The gates.
 	o.run(3, append(etcd, "--require", "no-plaintext")...)
 	out, _ := o.run(3, append(etcd, "--require", "all-on="+o.keyID(p))...)
-	for _, want := range []string{"FAIL  all-on=", "configmaps: 5 plain", "secrets: 5 under secretbox box1", "deployments.apps: 2 under aescbc cbc1"} {
+	for _, want := range []string{"FAIL  all-on=", "configmaps: 5 plain", "secrets: 5 under secretbox box1", "deployments.apps: 2 under aescbc cbc1", "deployments.apps: 2 under aesgcm gcm1", "replicationcontrollers: 3 under kms v1 old1"} {
 		if !regexp.MustCompile(`(?m)`+regexp.QuoteMeta(want)).Match(out) && !strings.Contains(want, "configmaps") {
 			t.Errorf("no %q in\n%s", want, out)
 		}
@@ -231,111 +169,6 @@ func (o *oracle) check(p *controlplane.Plugin) {
 	}
 	if _, err := o.run(1, "--endpoints", "http://127.0.0.1:1", "--cacert=", "--cert=", "--key="); !strings.Contains(err, "refused") || !strings.Contains(err, "hint: ") {
 		t.Errorf("%s", err)
-	}
-}
-
-func (o *oracle) revision() int64 {
-	o.t.Helper()
-	out, err := exec.CommandContext(o.t.Context(), bin.Etcdctl, "--endpoints", o.etcd.URL, "endpoint", "status", "-w", "json").Output()
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	var s []struct {
-		Status struct{ Header struct{ Revision int64 } }
-	}
-	if err := json.Unmarshal(out, &s); err != nil {
-		o.t.Fatal(err)
-	}
-	return s[0].Status.Header.Revision
-}
-
-// compare holds the report against what was written. Of configmaps and leases
-// the API server has some of its own.
-func (o *oracle) compare(r *coverage.Report) {
-	o.t.Helper()
-	for resource, want := range o.written {
-		got := map[string]int64{}
-		for _, x := range r.Resources {
-			if x.Resource != resource {
-				continue
-			}
-			if n := x.Plain + x.AsIs; n > 0 {
-				got["plain"] = n
-			}
-			for _, k := range x.Keys {
-				got[k.Key] = k.Objects
-			}
-		}
-		if resource == "configmaps" || strings.HasPrefix(resource, "leases") {
-			own := o.byNamespace(resource)
-			for k := range got {
-				got[k] -= own[k]
-			}
-		}
-		if d := cmp.Diff(want, got); d != "" {
-			o.t.Errorf("%s: written, reported:\n%s", resource, d)
-		}
-	}
-}
-
-// byNamespace counts what the API server wrote for itself, outside our namespace.
-func (o *oracle) byNamespace(resource string) map[string]int64 {
-	o.t.Helper()
-	name, _, _ := strings.Cut(resource, ".")
-	kvs, err := o.etcd.List(o.t.Context(), "/registry/"+name+"/")
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	out := map[string]int64{}
-	for _, kv := range kvs {
-		if !bytes.HasPrefix(kv.Key, []byte("/registry/"+name+"/default/")) {
-			out[o.simple(kv.Value)]++
-		}
-	}
-	return out
-}
-
-var keyIDPattern = regexp.MustCompile(`prod:[0-9a-f]{32}`)
-
-// simple tells in another way than the product how a value is stored.
-func (o *oracle) simple(value []byte) string {
-	switch s := string(value); {
-	case strings.HasPrefix(s, "k8s:enc:kms:v2:kms1:"):
-		return "kms v2/kms1/" + keyIDPattern.FindString(s)
-	case strings.HasPrefix(s, "k8s:enc:aescbc:v1:cbc1:"):
-		return "aescbc/cbc1"
-	case strings.HasPrefix(s, "k8s:enc:secretbox:v1:box1:"):
-		return "secretbox/box1"
-	case strings.HasPrefix(s, "k8s:enc:"):
-		o.t.Errorf("a value begins %.40q", s)
-	}
-	return "plain"
-}
-
-// compareAll counts everything in etcd by key.
-func (o *oracle) compareAll(r *coverage.Report) {
-	o.t.Helper()
-	kvs, err := o.etcd.List(o.t.Context(), "\x00")
-	if err == nil {
-		var rest []controlplane.KV
-		for b := 1; b < 255 && err == nil; b++ {
-			rest, err = o.etcd.List(o.t.Context(), string([]byte{byte(b)}))
-			kvs = append(kvs, rest...)
-		}
-	}
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	want, got := map[string]int64{}, map[string]int64{}
-	for _, kv := range kvs {
-		want[o.simple(kv.Value)]++
-	}
-	for _, k := range r.Keys {
-		got[k.ID] = k.Objects
-	}
-	got["plain"] = r.Totals.Plain + r.Totals.AsIs
-	if d := cmp.Diff(want, got); d != "" || r.Totals.Total != int64(len(kvs)) {
-		o.t.Errorf("of all %d values, reported %d:\n%s", len(kvs), r.Totals.Total, d)
 	}
 }
 
@@ -359,18 +192,6 @@ func same(t *testing.T, what string, a, b *coverage.Report) {
 	if d := cmp.Diff(strip(a), strip(b)); d != "" {
 		t.Errorf("%s differs:\n%s", what, d)
 	}
-}
-
-// restore lets etcd's own programs read the snapshot, and serves it.
-func (o *oracle) restore(file string) string {
-	o.t.Helper()
-	dir := filepath.Join(o.dir, "restored")
-	e, err := controlplane.RestoreEtcd(o.t.Context(), bin, dir, file)
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	o.t.Cleanup(func() { _ = e.Kill() })
-	return e.URL
 }
 
 // A scan whose revision is compacted away says so, starts again and is right; an
@@ -460,35 +281,5 @@ func TestScanOfAMembersFile(t *testing.T) {
 	r, err := coverage.Scan(t.Context(), s, coverage.Options{})
 	if err != nil || r.Totals.Total != 1 || r.Source.Verified {
 		t.Errorf("%+v, %v", r, err)
-	}
-}
-
-var pathPattern = regexp.MustCompile(`(?s)gvr\("([^"]*)", "[^"]*", "([^"]*)"\): \{.*?ExpectedEtcdPath:\s+"(/registry/[^"]*)"`)
-
-// Every resource that upstream's own test stores is known by its place.
-func TestResourcesOfUpstream(t *testing.T) {
-	cmd := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
-	cmd.Dir = filepath.Join(controlplane.Root(), "test/tools/controlplane")
-	dir, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), "test/integration/etcd/data.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := pathPattern.FindAllSubmatch(data, -1)
-	if len(all) < 60 {
-		t.Fatalf("only %d resources found in upstream's list", len(all))
-	}
-	for _, m := range all {
-		want := stored.GroupResource{Group: string(m[1]), Resource: string(m[2])}
-		if want.Group == "events.k8s.io" || want.Group == "extensions" {
-			want.Group = "" // stored with the core group
-		}
-		k := stored.ParseKey(append(m[3], "name"...), "/registry")
-		if k.Resource != want || !k.Known {
-			t.Errorf("%s at %s is taken for %+v", want, m[3], k)
-		}
 	}
 }
