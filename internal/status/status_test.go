@@ -1,30 +1,22 @@
 package status_test
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
 	kmsapi "k8s.io/kms/apis/v2"
 
-	"kms-plugin.io/internal/metrics"
 	"kms-plugin.io/internal/status"
 )
 
@@ -33,103 +25,6 @@ const (
 	// printf %s KEY_ID | sha256sum
 	keyIDHash = "sha256:8d6dd9746d478ad5a2cb151a476f2cfa4431cbeed01291f313c85d0b1e3b68b7"
 )
-
-// plugin answers Status with what it is told.
-type plugin struct {
-	kmsapi.UnimplementedKeyManagementServiceServer
-	answer *kmsapi.StatusResponse
-	err    error
-}
-
-func (p *plugin) Status(context.Context, *kmsapi.StatusRequest) (*kmsapi.StatusResponse, error) {
-	return p.answer, p.err
-}
-
-func healthy() *plugin {
-	return &plugin{answer: &kmsapi.StatusResponse{Version: "v2", Healthz: "ok", KeyId: keyID}}
-}
-
-// shortDir holds sockets: their paths have at most 107 bytes.
-func shortDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "s")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-
-func listen(t *testing.T, path string) net.Listener {
-	t.Helper()
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ln.Close() })
-	return ln
-}
-
-func serveAt(t *testing.T, path string, p *plugin) string {
-	t.Helper()
-	ln := listen(t, path)
-	srv := grpc.NewServer()
-	kmsapi.RegisterKeyManagementServiceServer(srv, p)
-	go func() { _ = srv.Serve(ln) }()
-	t.Cleanup(srv.Stop)
-	return path
-}
-
-func serve(t *testing.T, p *plugin) string {
-	t.Helper()
-	return serveAt(t, filepath.Join(shortDir(t), "k"), p)
-}
-
-// page serves metrics and gives their address.
-func page(t *testing.T, h http.Handler) string {
-	t.Helper()
-	s := httptest.NewServer(h)
-	t.Cleanup(s.Close)
-	return strings.TrimPrefix(s.URL, "http://")
-}
-
-func text(s string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/metrics" {
-			http.NotFound(w, r)
-			return
-		}
-		_, _ = w.Write([]byte(s))
-	})
-}
-
-var good = time.Date(2026, 11, 30, 12, 0, 0, 123e6, time.UTC)
-
-// daemon is what the daemon really exports.
-func daemon(t *testing.T, ready bool) http.Handler {
-	t.Helper()
-	reg := prometheus.NewRegistry()
-	m := metrics.New(reg, "v1.2.3")
-	m.SetReady(ready)
-	m.DiskDiffers(!ready)
-	m.SetLocalKEKs([]string{"00", "01"})
-	m.SetKeys([]metrics.Key{{Name: "prod", Wrap: "ok", Unwrap: "degraded", LastGood: good}, {Name: "lab", Wrap: "unknown", Unwrap: "closed"}})
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	return mux
-}
-
-// mustRefuse demands an error of one line and its hint.
-func mustRefuse(t *testing.T, what string, err error, text, hint string) {
-	t.Helper()
-	var h interface{ Hint() string }
-	switch {
-	case err == nil || !strings.Contains(err.Error(), text) || strings.Contains(err.Error(), "\n"):
-		t.Errorf("%s: Ask = %v, want one line with %q", what, err, text)
-	case !errors.As(err, &h) || !strings.Contains(h.Hint(), hint):
-		t.Errorf("%s: %v has not the hint %q", what, err, hint)
-	}
-}
 
 func TestHealthyPlugin(t *testing.T) {
 	socket := serve(t, healthy())
@@ -367,94 +262,5 @@ func TestMetricsOfAnotherVersion(t *testing.T) {
 				t.Errorf("Ask = %+v without an error", r)
 			}
 		})
-	}
-}
-
-func TestPrint(t *testing.T) {
-	full := status.Report{Socket: "/run/k", Healthy: true, Version: "v2", Healthz: "ok", KeyID: "prod:00", KeyIDHash: "sha256:11", LatencyMS: 0.26,
-		Plugin: &status.Plugin{Ready: true, LocalKEKs: 2, Version: "v1", DiskDiffers: true, Keys: []status.Key{{Name: "lab", Wrap: "unknown", Unwrap: "closed"}, {Name: "prod", Wrap: "ok", Unwrap: "ok", LastGood: &good}}}}
-	for _, c := range []struct {
-		name   string
-		report status.Report
-		want   string
-	}{
-		{"full", full, `SOCKET       /run/k (answered in 0.3 ms)
-STATUS       version v2, healthz ok
-KEY_ID       prod:00
-KEY_ID HASH  sha256:11
-PLUGIN       v1, ready true, 2 local KEKs in memory
-CONFIG       the file on disk is NOT in force; see the log
-KEY lab      wrap unknown, unwrap closed, last good probe never
-KEY prod     wrap ok, unwrap ok, last good probe AGE ago
-`},
-		{"error", status.Report{Socket: "/run/k", LatencyMS: 12.34, Error: "Unavailable: x"}, `SOCKET  /run/k (answered in 12.3 ms)
-STATUS  ERROR Unavailable: x
-`},
-	} {
-		var out bytes.Buffer
-		if err := c.report.Print(&out); err != nil {
-			t.Fatal(err)
-		}
-		got := regexp.MustCompile(`probe -?[0-9hms]+ ago`).ReplaceAllString(out.String(), "probe AGE ago")
-		if d := cmp.Diff(c.want, got); d != "" {
-			t.Errorf("%s (-want +got):\n%s", c.name, d)
-		}
-	}
-	broken := errors.New("broken pipe")
-	if err := full.Print(failing{broken}); !errors.Is(err, broken) {
-		t.Errorf("Print to a broken pipe = %v", err)
-	}
-}
-
-type failing struct{ err error }
-
-func (f failing) Write([]byte) (int, error) { return 0, f.err }
-
-// Scripts depend on these names.
-func TestJSON(t *testing.T) {
-	b, err := json.Marshal([]status.Report{
-		{Socket: "s", Healthy: true, Version: "v2", Healthz: "ok", KeyID: "k", KeyIDHash: "h", LatencyMS: 1.5,
-			Plugin: &status.Plugin{Ready: true, LocalKEKs: 2, Version: "v1", Keys: []status.Key{{Name: "k", Wrap: "ok", Unwrap: "closed", LastGood: &good}, {Name: "l"}}}},
-		{Socket: "s", Error: "e"},
-	})
-	want := `[{"socket":"s","healthy":true,"version":"v2","healthz":"ok","keyID":"k","keyIDHash":"h","latencyMS":1.5,` +
-		`"plugin":{"ready":true,"configDiskDiffers":false,"localKEKs":2,"keys":[{"name":"k","wrap":"ok","unwrap":"closed","lastGoodProbe":"2026-11-30T12:00:00.123Z"},{"name":"l","wrap":"","unwrap":""}],"version":"v1"}},` +
-		`{"socket":"s","healthy":false,"latencyMS":0,"error":"e"}]`
-	if d := cmp.Diff(want, string(b)); err != nil || d != "" {
-		t.Errorf("%v (-want +got):\n%s", err, d)
-	}
-}
-
-// Regions, co-recipients and what closed a key, for people and for programs.
-func TestRegionsAndRecipients(t *testing.T) {
-	reg := prometheus.NewRegistry()
-	m := metrics.New(reg, "v1")
-	m.SetReady(true)
-	m.SetBound("key-state", 90*time.Second)
-	m.SetKeys([]metrics.Key{{Name: "prod", Role: "write", Active: true, Wrap: "closed", Unwrap: "closed", LastOpened: good,
-		Regions:    []metrics.Region{{Name: "eu-west-1", Wrap: "outage", Unwrap: "key-state"}, {Name: "us-east-1", InUse: true, Wrap: "ok", Unwrap: "ok"}},
-		Recipients: []string{"spare", "aux"}, Closed: metrics.Closed{Class: "key-state", Since: good}}})
-	r, err := status.Ask(t.Context(), serve(t, healthy()), page(t, promhttp.HandlerFor(reg, promhttp.HandlerOpts{})))
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := status.Key{Name: "prod", Role: "write", Active: true, Wrap: "closed", Unwrap: "closed", LastOpened: &good,
-		Regions:    []status.Region{{Name: "us-east-1", InUse: true, Wrap: "ok", Unwrap: "ok"}, {Name: "eu-west-1", Wrap: "outage", Unwrap: "key-state"}},
-		Recipients: []string{"spare", "aux"}, Closed: &status.Closed{Class: "key-state", Since: good}}
-	if d := cmp.Diff(want, r.Plugin.Keys[0]); d != "" {
-		t.Errorf("key (-want +got):\n%s", d)
-	}
-	if r.Plugin.Bounds["key-state"] != 90 {
-		t.Errorf("bounds %v", r.Plugin.Bounds)
-	}
-	var b bytes.Buffer
-	if err := r.Print(&b); err != nil {
-		t.Fatal(err)
-	}
-	for _, line := range []string{"region us-east-1: wrap ok, unwrap ok, calls go there first\n", "region eu-west-1: wrap outage, unwrap key-state\n",
-		"co-recipients: spare, aux\n", "OPENS NOTHING since 2026-11-30T12:00:00Z (key-state)\n"} {
-		if !strings.Contains(b.String(), line) {
-			t.Errorf("no %q in\n%s", line, &b)
-		}
 	}
 }
