@@ -40,3 +40,14 @@ type Source interface {
 	// counts no more. An error means that the scan is not complete.
 	Scan(ctx context.Context, begin func(Info) (Visit, error)) error
 }
+
+// Walker is an etcd whose keys can be visited at any pace.
+type Walker interface {
+	Source
+	// Walk visits keys in their order, each once at most and as it is when it is
+	// read. It holds on to no revision, so that nothing is lost to it by
+	// compaction, however long the visits take. A key that is there all the time is
+	// visited; of what is written meanwhile nothing is certain, so what a walk finds
+	// proves nothing: Scan does.
+	Walk(ctx context.Context, begin func(Info) (Visit, error)) error
+}

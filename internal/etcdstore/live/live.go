@@ -72,7 +72,7 @@ type Etcd struct {
 	version string
 }
 
-var _ etcdstore.Source = (*Etcd)(nil)
+var _ etcdstore.Walker = (*Etcd)(nil)
 
 // Dial asks one endpoint for its version, so that what is wrong with the
 // certificates or the address is told in its own words, and returns a client.

@@ -16,13 +16,13 @@ import (
 // Scan implements etcdstore.Source.
 func (e *Etcd) Scan(ctx context.Context, begin func(etcdstore.Info) (etcdstore.Visit, error)) error {
 	for restarts := 0; ; restarts++ {
-		revision, err := e.scanOnce(ctx, begin)
+		revision, err := e.readAll(ctx, true, begin)
 		if !errors.Is(err, rpctypes.ErrCompacted) {
 			return e.explain(ctx, err)
 		}
 		if restarts == maxRestarts {
 			return &Error{e.config.Endpoints[0], fmt.Sprintf("revision %d was compacted away while it was read, for the %dth time", revision, restarts+1),
-				"read a snapshot instead: etcdctl snapshot save FILE, then --snapshot FILE"}
+				"let kube-apiserver compact less often meanwhile (--etcd-compaction-interval), or read from nearer to etcd; kmsctl coverage can read a snapshot instead: etcdctl snapshot save FILE, then kmsctl coverage --snapshot FILE"}
 		}
 		if e.config.Compacted != nil {
 			e.config.Compacted(revision)
@@ -30,13 +30,20 @@ func (e *Etcd) Scan(ctx context.Context, begin func(etcdstore.Info) (etcdstore.V
 	}
 }
 
+// Walk implements etcdstore.Walker: each page is of the revision that etcd is at then.
+func (e *Etcd) Walk(ctx context.Context, begin func(etcdstore.Info) (etcdstore.Visit, error)) error {
+	_, err := e.readAll(ctx, false, begin)
+	return e.explain(ctx, err)
+}
+
 type page struct {
 	resp *clientv3.GetResponse
 	err  error
 }
 
-// scanOnce reads the next page while the last one is visited.
-func (e *Etcd) scanOnce(ctx context.Context, begin func(etcdstore.Info) (etcdstore.Visit, error)) (int64, error) {
+// readAll reads the next page while the last one is visited. It returns the revision
+// of the first page; if that is held, all are of it.
+func (e *Etcd) readAll(ctx context.Context, hold bool, begin func(etcdstore.Info) (etcdstore.Visit, error)) (int64, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p := &pager{etcd: e, next: "\x00", limit: firstLimit}
@@ -44,13 +51,16 @@ func (e *Etcd) scanOnce(ctx context.Context, begin func(etcdstore.Info) (etcdsto
 	if err != nil {
 		return 0, err
 	}
-	p.revision = first.Header.Revision
+	revision := first.Header.Revision
+	if hold {
+		p.revision = revision
+	}
 	visit, err := begin(etcdstore.Info{
 		Kind: "live", Endpoints: e.config.Endpoints, ClusterID: fmt.Sprintf("%016x", first.Header.ClusterId),
-		Revision: p.revision, Version: e.version, Keys: first.Count,
+		Revision: revision, Version: e.version, Keys: first.Count,
 	})
 	if err != nil {
-		return p.revision, err
+		return revision, err
 	}
 	pages := make(chan page)
 	done := make(chan struct{})
@@ -61,7 +71,7 @@ func (e *Etcd) scanOnce(ctx context.Context, begin func(etcdstore.Info) (etcdsto
 	err = visitAll(pages, visit)
 	cancel()
 	<-done
-	return p.revision, err
+	return revision, err
 }
 
 func visitAll(pages <-chan page, visit etcdstore.Visit) error {
@@ -83,7 +93,7 @@ type pager struct {
 	etcd     *Etcd
 	next     string
 	limit    int64
-	revision int64
+	revision int64 // 0 is the newest
 	read     int64
 }
 
@@ -115,8 +125,8 @@ func (p *pager) advance(resp *clientv3.GetResponse) {
 }
 
 // fetch reads one page; it tries a smaller one if the page is larger than a
-// message may be, and once more if the connection broke. Every member answers
-// from the same revision.
+// message may be, and once more if the connection broke. With a revision every member
+// answers the same; without one the quorum does.
 func (p *pager) fetch(ctx context.Context) (*clientv3.GetResponse, error) {
 	for tries := 0; ; tries++ {
 		resp, err := p.try(ctx)
