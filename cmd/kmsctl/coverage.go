@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -207,41 +206,3 @@ func quoted(a string) string {
 }
 
 const plainRunes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=./:,@+%"
-
-// progress is a bar on a terminal and nothing elsewhere.
-type progress struct {
-	w    io.Writer
-	what string
-	bar  *progressbar.ProgressBar
-	tty  bool
-}
-
-func newProgress(w io.Writer, what string) *progress {
-	return &progress{w: w, what: what, tty: terminalWidth(w) > 0}
-}
-
-func (p *progress) set(done, total int64) {
-	if !p.tty {
-		return
-	}
-	if p.bar == nil || done == 0 {
-		p.end()
-		p.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(p.w), progressbar.OptionSetDescription(p.what),
-			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionThrottle(100*time.Millisecond),
-			progressbar.OptionClearOnFinish(), progressbar.OptionFullWidth())
-	}
-	_ = p.bar.Set64(min(done, total))
-}
-
-// say prints a line that stays.
-func (p *progress) say(format string, args ...any) {
-	p.end()
-	fmt.Fprintf(p.w, format+"\n", args...)
-}
-
-func (p *progress) end() {
-	if p.bar != nil {
-		_ = p.bar.Clear()
-		p.bar = nil
-	}
-}

@@ -7,9 +7,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kms-plugin.io/internal/rotation"
 )
 
 // screen is what a terminal was sent, and the keyboard before it.
@@ -103,4 +106,61 @@ func TestProgress(t *testing.T) {
 	if file.String() != "revision 7 was compacted away\n" {
 		t.Errorf("a file gets %q", file.String())
 	}
+}
+
+// The bar says what goes on and what is counted, also when the work changes, more turns
+// up than was known, or there is less to do than a moment ago.
+func TestProgressOfRotation(t *testing.T) {
+	tty, seen := terminal(t)
+	p := newProgress(tty, "reading etcd")
+	done, work := int64(0), rotation.Reencrypting
+	more := func() { done += 5; p.show(work, done, 50_000) }
+	p.show(rotation.Reading, 400, 1_000)
+	seen.until(t, "reading etcd", func() {})
+	p.show(work, 0, 50_000)
+	seen.until(t, "re-encrypting", more)
+	seen.until(t, "objects/s", more)
+	seen.until(t, "/50000", more)
+	work, done = rotation.Proving, 0
+	seen.until(t, "proving", more)
+	seen.until(t, "keys/s", more)
+	p.show(rotation.Reencrypting, 3, 3)
+	p.show(rotation.Reencrypting, 3, 77_777)
+	seen.until(t, "/77777", func() { p.show(rotation.Reencrypting, 4, 77_777) })
+	p.end()
+}
+
+// A log gets a line every 15 s at most, with the rate since the last one, and none of
+// work that ends sooner.
+func TestProgressInALog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		p := newProgress(&log, "reading etcd")
+		goOn := func(seconds int, work rotation.Work, from, rate, total int64) (done int64) {
+			for i := range seconds {
+				p.show(work, from+int64(i)*rate, total)
+				time.Sleep(time.Second)
+			}
+			return from + int64(seconds)*rate
+		}
+		goOn(14, rotation.Reading, 0, 1_000, 14_000)
+		done := goOn(20, rotation.Reencrypting, 0, 100, 5_000)
+		p.say("revision %d was compacted away", 7)
+		done = goOn(15, rotation.Reencrypting, done, 0, 5_000)
+		done = goOn(20, rotation.Reencrypting, done, 0, 5_000)
+		goOn(16, rotation.Reencrypting, done, 1, 500_000)
+		goOn(14, rotation.Reencrypting, 0, 100, 1_000) // the next round
+		goOn(20, rotation.Proving, 0, 10, 10_000)
+		p.end()
+		want := `re-encrypting: 1500 of 5000 objects written again, 100/s, about 35 s left
+revision 7 was compacted away
+re-encrypting: 2000 of 5000 objects written again, 33/s, about 90 s left
+re-encrypting: 2000 of 5000 objects written again
+re-encrypting: 2005 of 500000 objects written again, 0.3/s, about 415 h left
+proving: 150 of 10000 keys read, 10/s, about 16 min left
+`
+		if log.String() != want {
+			t.Errorf("the log is\n%s, want\n%s", log.String(), want)
+		}
+	})
 }

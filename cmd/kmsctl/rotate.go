@@ -99,9 +99,10 @@ func (f *rotateFlags) run(c *cobra.Command) error {
 	} else if f.o.Target != "" && !rotation.IsExact(f.o.Target) {
 		return cli.WithHint(cli.Usage(fmt.Errorf("--to %s is no key_id, so it needs the plugins' configuration", f.o.Target)), "--plugin-config FILE")
 	}
-	bar := newProgress(c.ErrOrStderr(), "reading etcd")
+	bar := newProgress(c.ErrOrStderr(), "reading snapshots")
 	defer bar.end()
 	needs, err := f.backups.take(c.Context(), coverage.Options{Prefix: f.o.Prefix, Names: f.o.Names, Progress: bar.set})
+	bar.end()
 	if err != nil {
 		return err
 	}
@@ -118,7 +119,7 @@ func (f *rotateFlags) run(c *cobra.Command) error {
 	defer e.Close()
 	f.o.Source, f.o.Etcd = e, func(ctx context.Context, key string) ([]byte, error) { return e.Get(ctx, key) }
 	f.o.Poll = 3 * time.Second
-	f.o.Say, f.o.Progress = bar.say, bar.set
+	f.o.Say, f.o.Progress = bar.say, bar.show
 	r, err := rotation.Run(c.Context(), f.o)
 	bar.end()
 	if err != nil {

@@ -1,23 +1,19 @@
 package rotation
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
-	"kms-plugin.io/internal/etcdstore"
 	"kms-plugin.io/internal/stored"
 )
 
@@ -31,8 +27,13 @@ type migration struct {
 	limit    *pace
 	versions map[stored.GroupResource]found
 	written  atomic.Int64
-	mu       sync.Mutex
-	failed   map[string]int64
+	total    int64 // stale objects that are left to patches, as far as is known
+	none     bool  // etcd has none, so it need not be walked through
+	before   int64 // written when run began
+
+	mu     sync.Mutex // of what follows, and of calls to Progress
+	failed map[string]int64
+	met    int64 // stale objects that run came upon
 }
 
 const (
@@ -52,9 +53,37 @@ type target struct {
 	name      string
 }
 
-// run reads etcd once and patches what is stale. Objects that cannot be written
+// start counts what is stale, and has the cluster's own controller write what it can.
+func (m *migration) start(ctx context.Context) error {
+	objs, err := m.count(ctx)
+	if err != nil || m.o.Via == ViaPatch || len(objs) == 0 {
+		return err
+	}
+	if err := migrateStorage(ctx, m.o, m.keyID, m, objs); err != nil {
+		return err
+	}
+	unsure := false
+	for _, u := range objs {
+		if u.state == "Succeeded" {
+			m.total -= u.stale
+		} else if u.name != "" { // failed or given up, and who knows what it has done
+			unsure = true
+		}
+	}
+	if unsure {
+		_, err = m.count(ctx)
+	}
+	return err
+}
+
+// run walks through etcd once and patches what is stale. Objects that cannot be written
 // are named; whether that matters the proof tells.
 func (m *migration) run(ctx context.Context) (written int64, failures []string, err error) {
+	if m.none {
+		return m.written.Load(), nil, nil
+	}
+	m.before = m.written.Load()
+	m.tell()
 	g, ctx := errgroup.WithContext(ctx)
 	work := make(chan target, workers)
 	for i := range workers {
@@ -63,6 +92,7 @@ func (m *migration) run(ctx context.Context) (written int64, failures []string, 
 				if err := m.rewrite(ctx, i, t); err != nil {
 					return err
 				}
+				m.tell()
 			}
 			return nil
 		})
@@ -88,91 +118,6 @@ func keysOf(m map[string]int64) func(func(string) bool) {
 			}
 		}
 	}
-}
-
-func (m *migration) find(ctx context.Context, work chan<- target) error {
-	return m.o.Source.Scan(ctx, func(info etcdstore.Info) (etcdstore.Visit, error) {
-		n := int64(0)
-		return func(kv etcdstore.KV) error {
-			if m.o.Progress != nil && n%64 == 0 {
-				m.o.Progress(n, info.Keys)
-			}
-			n++
-			k := stored.ParseKey(kv.Key, m.o.Prefix)
-			if !m.stale(k, kv.Value) {
-				return nil
-			}
-			t, err := m.locate(ctx, k, kv.Key)
-			if err != nil {
-				m.fail(fmt.Sprintf("%s: %v", k.Resource, err))
-				return nil
-			}
-			select {
-			case work <- t:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}, nil
-	})
-}
-
-// staleByResource counts what is stale, and keeps one object of each resource.
-func (m *migration) staleByResource(ctx context.Context) (out []*underway, err error) {
-	err = m.o.Source.Scan(ctx, func(etcdstore.Info) (etcdstore.Visit, error) {
-		out = nil
-		return func(kv etcdstore.KV) error {
-			k := stored.ParseKey(kv.Key, m.o.Prefix)
-			if !m.stale(k, kv.Value) {
-				return nil
-			}
-			i := slices.IndexFunc(out, func(u *underway) bool { return u.resource == groupResource(k) })
-			if i < 0 {
-				t, err := m.locate(ctx, k, kv.Key)
-				if err != nil {
-					return nil // run names it
-				}
-				out = append(out, &underway{resource: groupResource(k), sample: t})
-				i = len(out) - 1
-			}
-			out[i].stale++
-			return nil
-		}, nil
-	})
-	return out, err
-}
-
-// stale tells whether the provider should have written a value and has not, under
-// this key.
-func (m *migration) stale(k stored.Key, value []byte) bool {
-	if k.Exempt || k.Outside || !k.Known || !m.o.Encryption.Writes(k.Resource).Is(stored.KMSv2, m.o.Provider) {
-		return false
-	}
-	v := stored.Classify(value)
-	return v.Kind != stored.KMSv2 || string(v.Name) != m.o.Provider || string(v.Object.KeyID) != m.keyID
-}
-
-// locate finds the object's path in the API: the last segments of its key are
-// [namespace/]name.
-func (m *migration) locate(ctx context.Context, k stored.Key, key []byte) (target, error) {
-	version, err := m.version(ctx, k.Resource)
-	if err != nil {
-		return target{}, err
-	}
-	rest := bytes.TrimPrefix(key, []byte(m.o.Prefix+"/"))
-	for range k.Place {
-		_, rest, _ = bytes.Cut(rest, []byte("/"))
-	}
-	t := target{resource: schema.GroupVersionResource{Group: k.Resource.Group, Version: version, Resource: k.Resource.Resource}}
-	switch parts := strings.Split(string(rest), "/"); len(parts) {
-	case 1:
-		t.name = parts[0]
-	case 2:
-		t.namespace, t.name = parts[0], parts[1]
-	default:
-		return t, fmt.Errorf("key %q is not of the form [namespace/]name", key)
-	}
-	return t, nil
 }
 
 // rewrite patches one object, each time through the next API server. Only a
@@ -221,34 +166,4 @@ func (m *migration) fail(cause string) {
 	if len(m.failed) < 1000 || m.failed[cause] > 0 {
 		m.failed[cause]++
 	}
-}
-
-// pace keeps the latency of the API sane: it halves the rate when a write is
-// slow or refused, and comes back by a fiftieth of the limit a write.
-type pace struct {
-	*rate.Limiter
-	mu    sync.Mutex
-	most  float64
-	slow  time.Duration
-	least float64
-}
-
-const slowWrite = 500 * time.Millisecond
-
-func newPace(qps float64) *pace {
-	return &pace{Limiter: rate.NewLimiter(rate.Limit(qps), workers), most: qps, slow: slowWrite, least: min(1, qps)}
-}
-
-func (p *pace) wait(ctx context.Context) error { return p.Wait(ctx) }
-
-func (p *pace) took(d time.Duration, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := float64(p.Limit())
-	if d > p.slow || err != nil && !apierrors.IsNotFound(err) {
-		now = max(now/2, p.least)
-	} else {
-		now = min(now+p.most/50, p.most)
-	}
-	p.SetLimit(rate.Limit(now))
 }

@@ -26,7 +26,7 @@ import (
 // Options of a run.
 type Options struct {
 	Servers    []*kube.Server
-	Source     etcdstore.Source
+	Source     etcdstore.Walker
 	Etcd       func(ctx context.Context, key string) ([]byte, error)
 	Encryption *encryptionconfig.Config
 	// Encryptions are the files of all API servers, Encryption first, if they differ.
@@ -46,8 +46,10 @@ type Options struct {
 	Renewal     time.Duration // kube-controller-manager must renew its lease within this; 0 is twelve seconds
 	// AllowUnknown goes on where nobody can tell whether all API servers were asked.
 	AllowUnknown bool
-	Say          func(format string, args ...any)
-	Progress     func(done, total int64)
+	// Say and Progress are called one at a time. Progress may be nil, and begins anew
+	// when done falls.
+	Say      func(format string, args ...any)
+	Progress func(w Work, done, total int64)
 }
 
 // Result is what a run ends with.
@@ -91,10 +93,10 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	out := &Result{KeyID: keyID, Provider: provider}
 	for round := 1; ; round++ {
 		m := newMigration(o, keyID)
-		if o.Via != ViaPatch && round == 1 {
-			if err := migrateStorage(ctx, o, keyID, m); err != nil {
-				return nil, err
-			}
+		if round > 1 {
+			m.total = uncovered(out.Report, o)
+		} else if err := m.start(ctx); err != nil {
+			return nil, err
 		}
 		written, failures, err := m.run(ctx)
 		out.Written += written
@@ -221,7 +223,7 @@ const stepTimeout = 15 * time.Second
 
 // prove counts at a revision after the last write.
 func prove(ctx context.Context, o Options, keyID string) (*coverage.Report, error) {
-	return coverage.Scan(ctx, o.Source, coverage.Options{Prefix: o.Prefix, Encryption: o.Encryption, Names: o.Names, Current: keyID, Progress: o.Progress})
+	return coverage.Scan(ctx, o.Source, coverage.Options{Prefix: o.Prefix, Encryption: o.Encryption, Names: o.Names, Current: keyID, Progress: o.reading(Proving)})
 }
 
 // remaining names what the proof lacks.
@@ -246,6 +248,16 @@ func covered(r *coverage.Report, o Options) (n int64) {
 	for _, x := range r.Resources {
 		if ours(x, o) {
 			n += x.Current
+		}
+	}
+	return n
+}
+
+// uncovered is what is left to be written again.
+func uncovered(r *coverage.Report, o Options) (n int64) {
+	for _, x := range r.Resources {
+		if ours(x, o) {
+			n += x.Total - x.Current - x.AsIs
 		}
 	}
 	return n

@@ -79,7 +79,7 @@ func TestLiesAreCaught(t *testing.T) {
 		"no such provider":      {[]string{"new"}, func(_ *world, o *Options) { o.Provider = "theirs" }, `"theirs" writes nothing`},
 		"another key meanwhile": {[]string{"new"}, func(w *world, _ *Options) {
 			w.onScan = func(w *world, n int) {
-				if n == 2 {
+				if n == 3 { // the proof
 					w.etcd["/registry/secrets/ns/late"] = under("ours", "old")
 					w.keyIDs[0] = "newer"
 				}

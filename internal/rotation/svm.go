@@ -68,15 +68,10 @@ type underway struct {
 	woken    bool
 }
 
-// migrateStorage returns when every migration has ended or is given up, and
-// whether there was any.
-func migrateStorage(ctx context.Context, o Options, keyID string, m *migration) error {
+// migrateStorage returns when every migration has ended or is given up.
+func migrateStorage(ctx context.Context, o Options, keyID string, m *migration, objs []*underway) error {
 	s := &storageMigration{o: o, client: o.Servers[0].Dynamic.Resource(migrations), hash: metrics.KeyIDHash(keyID)}
 	s.label = strings.TrimPrefix(s.hash, hashPrefix)[:16]
-	objs, err := m.staleByResource(ctx)
-	if err != nil || len(objs) == 0 {
-		return err
-	}
 	if why := s.unusable(ctx); why != "" {
 		if o.Via == ViaMigration {
 			return &Error{"re-encrypt", "StorageVersionMigration cannot be used: " + why, "--via patch"}
@@ -179,9 +174,7 @@ func (s *storageMigration) wait(ctx context.Context, m *migration) error {
 			moved = time.Now()
 		}
 		last = written
-		if s.o.Progress != nil {
-			s.o.Progress(min(written-base, total), total)
-		}
+		s.o.progress(Reencrypting, min(written-base, total), total)
 		if limit := cmp.Or(s.o.Stall, stalled); time.Since(moved) > limit {
 			for _, u := range s.objs {
 				s.o.Say("re-encrypt: StorageVersionMigration %s has not moved for %s; it is left to patches", u.name, limit)

@@ -59,7 +59,7 @@ func (o Options) tellsEnough(ctx context.Context) error {
 	if !slices.Contains(o.Names.Known(), o.Target) {
 		return &Error{"plan", fmt.Sprintf("there is no key %q in the plugins' configuration, which has %s", o.Target, strings.Join(o.Names.Known(), ", ")), "kmsctl rotate plan prints what to give as --to"}
 	}
-	r, err := coverage.Scan(ctx, o.Source, coverage.Options{Prefix: o.Prefix, Encryption: o.Encryption, Names: o.Names, Progress: o.Progress})
+	r, err := coverage.Scan(ctx, o.Source, coverage.Options{Prefix: o.Prefix, Encryption: o.Encryption, Names: o.Names, Progress: o.reading(Reading)})
 	if err != nil {
 		return err
 	}

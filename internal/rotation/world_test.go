@@ -21,7 +21,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kms-plugin.io/internal/encryptionconfig"
-	"kms-plugin.io/internal/etcdstore"
 	"kms-plugin.io/internal/kube"
 	"kms-plugin.io/internal/metrics"
 )
@@ -36,6 +35,7 @@ type world struct {
 	patched []string
 	scans   int
 	onScan  func(w *world, n int)
+	compact int      // after so many patches a revision is gone; 0 is never
 	hosts   []string // of API servers that live, beside those that are asked
 	down    []string // hosts of API servers that left a lease behind
 	configs []string // hash of the EncryptionConfiguration of each API server
@@ -53,26 +53,6 @@ func field(num protowire.Number, v string) string {
 
 func under(provider, keyID string) string {
 	return "k8s:enc:kms:v2:" + provider + ":" + field(1, "d") + field(2, keyID) + field(3, "s")
-}
-
-func (w *world) Scan(_ context.Context, begin func(etcdstore.Info) (etcdstore.Visit, error)) error {
-	w.mu.Lock()
-	w.scans++
-	if w.onScan != nil {
-		w.onScan(w, w.scans)
-	}
-	copied := maps.Clone(w.etcd)
-	w.mu.Unlock()
-	visit, err := begin(etcdstore.Info{Revision: int64(w.scans), Keys: int64(len(copied))})
-	if err != nil {
-		return err
-	}
-	for _, k := range slices.Sorted(maps.Keys(copied)) {
-		if err := visit(etcdstore.KV{Key: []byte(k), Value: []byte(copied[k]), ModRevision: int64(w.scans)}); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (w *world) handler(i int) http.HandlerFunc {
@@ -140,6 +120,8 @@ func (w *world) serve(i int, r *http.Request) (int, any) {
 		if w.patch != nil {
 			if code := w.patch(i, key); code == http.StatusOK {
 				return http.StatusOK, map[string]any{"kind": "Secret", "apiVersion": "v1"} // without a write
+			} else if code == http.StatusForbidden {
+				return failure(code, metav1.StatusReasonForbidden)
 			} else if code != 0 {
 				return failure(code, "")
 			}
@@ -194,7 +176,7 @@ func (w *world) options(t *testing.T, rules string) Options {
 func (w *world) metrics(i int) string {
 	labels := fmt.Sprintf(`provider_name="ours",key_id_hash=%q,apiserver_id_hash=%q`, metrics.KeyIDHash(w.keyIDs[i]), metrics.KeyIDHash(fmt.Sprintf("apiserver-%d", i)))
 	return fmt.Sprintf("apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds{%s} 1.7e9\n"+
-		"apiserver_envelope_encryption_key_id_hash_total{%s,transformation_type=\"to_storage\"} %d\n", labels, labels, len(w.patched)) + w.config(i)
+		"# TYPE apiserver_envelope_encryption_key_id_hash_total counter\napiserver_envelope_encryption_key_id_hash_total{%s,transformation_type=\"to_storage\"} %d\n", labels, labels, len(w.patched)) + w.config(i)
 }
 
 func (w *world) config(i int) string {
