@@ -115,7 +115,7 @@ func TestProgressOfRotation(t *testing.T) {
 	p := newProgress(tty, "reading etcd")
 	done, work := int64(0), rotation.Reencrypting
 	more := func() { done += 5; p.show(work, done, 50_000) }
-	p.show(rotation.Reading, 400, 1_000)
+	p.show(rotation.Reading, 0, 1_000)
 	seen.until(t, "reading etcd", func() {})
 	p.show(work, 0, 50_000)
 	seen.until(t, "re-encrypting", more)
@@ -143,7 +143,8 @@ func TestProgressInALog(t *testing.T) {
 			}
 			return from + int64(seconds)*rate
 		}
-		goOn(14, rotation.Reading, 0, 1_000, 14_000)
+		goOn(40, rotation.Work{Name: "reading etcd"}, 0, 1_000, 40_000) // other commands
+		goOn(14, rotation.Reading, 0, 0, 60)
 		done := goOn(20, rotation.Reencrypting, 0, 100, 5_000)
 		p.say("revision %d was compacted away", 7)
 		done = goOn(15, rotation.Reencrypting, done, 0, 5_000)
