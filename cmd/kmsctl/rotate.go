@@ -75,17 +75,16 @@ the proof.`,
 	return c
 }
 
-func (f *rotateFlags) run(c *cobra.Command) error {
-	if f.output != "text" && f.output != "json" {
+// read checks the flags and takes in the files they name.
+func (f *rotateFlags) read() (err error) {
+	switch {
+	case f.output != "text" && f.output != "json":
 		return cli.Usage(fmt.Errorf("-o %q is neither text nor json", f.output))
-	}
-	if f.o.QPS <= 0 {
+	case f.o.QPS <= 0:
 		return cli.Usage(fmt.Errorf("--qps %g is not above zero", f.o.QPS))
-	}
-	if !slices.Contains([]string{rotation.ViaAuto, rotation.ViaMigration, rotation.ViaPatch}, f.o.Via) {
+	case !slices.Contains([]string{rotation.ViaAuto, rotation.ViaMigration, rotation.ViaPatch}, f.o.Via):
 		return cli.Usage(fmt.Errorf("--via %q is none of auto, migration, patch", f.o.Via))
 	}
-	var err error
 	f.o.Prefix = strings.TrimSuffix(f.o.Prefix, "/")
 	if f.o.Encryptions, err = loadEncryption(f.encryption); err != nil {
 		return err
@@ -98,6 +97,13 @@ func (f *rotateFlags) run(c *cobra.Command) error {
 		f.o.Names = coverage.NewNames(f.o.Config, time.Now())
 	} else if f.o.Target != "" && !rotation.IsExact(f.o.Target) {
 		return cli.WithHint(cli.Usage(fmt.Errorf("--to %s is no key_id, so it needs the plugins' configuration", f.o.Target)), "--plugin-config FILE")
+	}
+	return nil
+}
+
+func (f *rotateFlags) run(c *cobra.Command) error {
+	if err := f.read(); err != nil {
+		return err
 	}
 	bar := newProgress(c.ErrOrStderr(), "reading snapshots")
 	defer bar.end()
