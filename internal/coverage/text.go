@@ -135,11 +135,11 @@ func (p *printer) keys(r *Report) {
 		if k.Current {
 			mark = ", current"
 		}
-		p.line("%s: %d objects, %d DEK seeds, revisions %d to %d%s", clean(k.String()), k.Objects, k.Seeds, k.FirstRev, k.LastRev, mark)
+		p.wrapped("    ", "%s: %s, %s, revisions %d to %d%s", k.String(), count(k.Objects, "object"), count(k.Seeds, "DEK seed"), k.FirstRev, k.LastRev, mark)
 		if k.KeyID == "" {
 			continue
 		}
-		p.line("  provider %s; KEK %s; material %s; generation %d", clean(k.Provider), list(k.KEKs), list(k.Materials), k.Generation)
+		p.wrapped("    ", "  provider %s; KEK %s; material %s; generation %d", k.Provider, list(k.KEKs), list(k.Materials), k.Generation)
 		if k.Foreign+k.BadHeaders > 0 {
 			p.line("  %d without a header of kms-plugin, %d with a damaged one", k.Foreign, k.BadHeaders)
 		}

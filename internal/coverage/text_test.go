@@ -54,8 +54,8 @@ func TestFitsTheTerminal(t *testing.T) {
 	if err := r.Print(&text, 80); err != nil {
 		t.Fatal(err)
 	}
-	table, _, _ := strings.Cut(text.String(), "\n\nb (")
-	for l := range strings.Lines(table) {
+	above, _, _ := strings.Cut(text.String(), "\n\nsecrets: ") // the names of objects are shown whole
+	for l := range strings.Lines(above) {
 		if n := len([]rune(l)); n > 81 && !strings.HasPrefix(l, "current") {
 			t.Errorf("%d columns: %q", n, l)
 		}
