@@ -113,17 +113,28 @@ func TestProgress(t *testing.T) {
 func TestProgressOfRotation(t *testing.T) {
 	tty, seen := terminal(t)
 	p := newProgress(tty, "reading etcd")
-	done, work := int64(0), rotation.Reencrypting
-	more := func() { done += 5; p.show(work, done, 50_000) }
+	done, total, work := int64(0), int64(50_000), rotation.Reencrypting
+	more := func() { done += 5; p.show(work, done, total) }
 	p.show(rotation.Reading, 0, 1_000)
 	seen.until(t, "reading etcd", func() {})
 	p.show(work, 0, 50_000)
 	seen.until(t, "re-encrypting", more)
 	seen.until(t, "objects/s", more)
 	seen.until(t, "/50000", more)
+	total = 60_000
+	seen.until(t, "/60000", more)
 	work, done = rotation.Proving, 0
 	seen.until(t, "proving", more)
 	seen.until(t, "keys/s", more)
+	bar := p.bar
+	p.say("a line")
+	seen.until(t, "a line\r\n", func() {})
+	if more(); p.bar != bar {
+		t.Error("a line made the bar forget when the work began")
+	}
+	if p.show(work, 0, total); p.bar == bar {
+		t.Error("work that began anew goes on in the old bar")
+	}
 	p.show(rotation.Reencrypting, 3, 3)
 	p.show(rotation.Reencrypting, 3, 77_777)
 	seen.until(t, "/77777", func() { p.show(rotation.Reencrypting, 4, 77_777) })

@@ -236,6 +236,36 @@ func TestScanOfARestlessEtcd(t *testing.T) {
 	}
 }
 
+// A walk outlives any number of compactions, by which a scan would have given up.
+func TestWalkOfARestlessEtcd(t *testing.T) {
+	c := newCluster(t)
+	const n = 3000
+	for i := range n {
+		if _, err := c.etcd.Put(t.Context(), fmt.Sprintf("/registry/secrets/ns/%05d", i), []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e, err := live.Dial(t.Context(), live.Config{Endpoints: []string{c.etcd.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	seen, begun := 0, 0
+	err = e.Walk(t.Context(), func(etcdstore.Info) (etcdstore.Visit, error) {
+		begun++
+		return func(kv etcdstore.KV) error {
+			if seen++; seen%100 != 0 {
+				return nil
+			}
+			rev, err := c.etcd.Put(t.Context(), string(kv.Key), []byte("y"))
+			return errors.Join(err, c.etcd.Compact(t.Context(), rev))
+		}, nil
+	})
+	if err != nil || begun != 1 || seen != n {
+		t.Errorf("begun %d times, %d of %d keys: %v", begun, seen, n, err)
+	}
+}
+
 type killer struct {
 	etcdstore.Source
 	c *cluster
