@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -101,7 +102,8 @@ func listPlan(w io.Writer, dir string, plan []planned) {
 }
 
 // listOthers names what is in the directory beside these files, such as files of
-// an earlier run with other flags: nobody should install those by mistake.
+// an earlier run with other flags: nobody should install those by mistake. What a
+// run that was killed left may hold keys of the file it was made from.
 func listOthers(w io.Writer, dir string, plan []planned) error {
 	ours := map[string]bool{}
 	for _, p := range plan {
@@ -115,7 +117,12 @@ func listOthers(w io.Writer, dir string, plan []planned) error {
 			return fmt.Errorf("look at what is there: %w", err)
 		}
 		rel := strings.TrimPrefix(strings.TrimPrefix(path, filepath.Clean(dir)), "/")
-		if !d.IsDir() && !ours[rel] {
+		isLeft := func(p planned) bool { return durable.IsLeftOf(rel, p.Path) }
+		switch {
+		case d.IsDir() || ours[rel]:
+		case slices.ContainsFunc(plan, isLeft):
+			fmt.Fprintf(w, "  left by a run that was cut short, remove it: %s\n", rel)
+		default:
 			fmt.Fprintf(w, "  not of this command, left alone: %s\n", rel)
 		}
 		return nil

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -26,6 +27,7 @@ const asProgram = "KMSCTL_TEST_RUN_MAIN"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
+		runtime.LockOSThread() // as package crash wants it
 		main()
 	}
 	os.Exit(m.Run())

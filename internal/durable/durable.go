@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // WriteFile replaces path by a file with this data and mode: a reader, and the
@@ -21,7 +22,7 @@ import (
 // the last step failed: then the new content is there, but may not survive.
 func WriteFile(path string, data []byte, perm os.FileMode) (err error) {
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".tmp-"+filepath.Base(path)+"-")
+	f, err := os.CreateTemp(dir, temporary(path))
 	if err != nil {
 		return fmt.Errorf("write %q: %w", path, err)
 	}
@@ -39,6 +40,14 @@ func WriteFile(path string, data []byte, perm os.FileMode) (err error) {
 		return err
 	}
 	return syncDir(dir)
+}
+
+func temporary(path string) string { return ".tmp-" + filepath.Base(path) + "-" }
+
+// IsLeftOf says whether a file is what a crash left of a WriteFile to path. Nobody
+// reads it, and it can be removed when no WriteFile to path is under way.
+func IsLeftOf(file, path string) bool {
+	return filepath.Dir(file) == filepath.Dir(path) && strings.HasPrefix(filepath.Base(file), temporary(path))
 }
 
 func syncDir(dir string) error {

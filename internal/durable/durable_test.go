@@ -65,6 +65,14 @@ func TestWriteFile(t *testing.T) {
 	}
 }
 
+func TestIsLeftOf(t *testing.T) {
+	for file, want := range map[string]bool{"d/.tmp-f-123": true, "d/./.tmp-f-": true, "d/.tmp-fg-123": false, "e/.tmp-f-123": false, "d/f": false, "d/.tmp-": false} {
+		if got := durable.IsLeftOf(file, "d/f"); got != want {
+			t.Errorf("IsLeftOf(%q) = %t, want %t", file, got, want)
+		}
+	}
+}
+
 // Who has the old file open reads it to its end: it is replaced, not rewritten.
 func TestReaderOfTheOldFileKeepsIt(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
