@@ -30,6 +30,7 @@ import (
 	"kms-plugin.io/pkg/keys/awskms"
 	"kms-plugin.io/test/awsenv"
 	"kms-plugin.io/test/fakekms"
+	"kms-plugin.io/test/lack"
 )
 
 // secrets are what must not leave the process, by kind.
@@ -190,7 +191,7 @@ func TestNoSecretLeaves(t *testing.T) {
 // The numbers are in docs/threat-model.md.
 func TestMemoryOfADaemon(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can read the memory of a hardened process")
+		lack.Skip(t, "only root can read the memory of a hardened process")
 	}
 	s, found := scenario(t, "")
 	memory := s.memory()
@@ -238,7 +239,7 @@ func (s *served) memory() []byte {
 func TestCoreOfADaemon(t *testing.T) {
 	pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")
 	if err != nil || strings.ContainsAny(string(pattern), "|/%") {
-		t.Skipf("core files go to %q here", pattern)
+		lack.Skip(t, "core files go to %q here", pattern)
 	}
 	for name, more := range map[string]string{"default": "", "asked for": "hardening: {dump: off, files: off}\n"} {
 		s, found := scenario(t, more)

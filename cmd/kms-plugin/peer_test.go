@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"kms-plugin.io/test/lack"
 )
 
 // peerEnv makes the test binary be a peer of the socket it names.
@@ -33,7 +35,7 @@ func dialAsPeer(path string) {
 // opened on purpose: it is sent away, and log, metric and audit log say so.
 func TestPeerOfAnotherUIDIsTold(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can start a child as another user")
+		lack.Skip(t, "only root can start a child as another user")
 	}
 	s := newServed(t, "")
 	for _, path := range []string{s.dir, s.dir + "/run", s.dir + "/run/s"} {

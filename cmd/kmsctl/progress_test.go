@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kms-plugin.io/internal/rotation"
+	"kms-plugin.io/test/lack"
 )
 
 // screen is what a terminal was sent, and the keyboard before it.
@@ -33,7 +34,7 @@ func terminal(t *testing.T) (*os.File, *screen) {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skipf("no pseudoterminals here: %v", err)
+		lack.Skip(t, "no pseudoterminals here: %v", err)
 	}
 	t.Cleanup(func() { master.Close() })
 	fd := int(master.Fd())

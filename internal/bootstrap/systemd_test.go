@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"kms-plugin.io/internal/bootstrap"
+	"kms-plugin.io/test/lack"
 )
 
 // maxExposure of `systemd-analyze security`, in tenths: 17 today. Whatever loosens
@@ -21,7 +22,7 @@ const maxExposure = 20
 func TestUnitsBySystemd(t *testing.T) {
 	tool, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		t.Skip("no systemd-analyze here")
+		lack.Skip(t, "no systemd-analyze here")
 	}
 	dir := t.TempDir()
 	for _, program := range []string{"kms-plugin", "kmsctl"} { // systemd looks whether it is there

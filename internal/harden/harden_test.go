@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kms-plugin.io/internal/harden"
+	"kms-plugin.io/test/lack"
 )
 
 func enforce() harden.Policy {
@@ -61,7 +62,7 @@ func TestAttemptedAndRefused(t *testing.T) {
 		free, held := attempt(t, uid, off()), attempt(t, uid, enforce())
 		for _, m := range held.Measures {
 			if m.State != harden.Enforced && m.Name != harden.MeasureMemory {
-				t.Skipf("this kernel does not take all measures: %s is %s", m.Name, m)
+				lack.Skip(t, "this kernel does not take all measures: %s is %s", m.Name, m)
 			}
 		}
 		for name, err := range free.Attempts {
@@ -175,7 +176,7 @@ func TestMemoryIsLocked(t *testing.T) {
 func TestCore(t *testing.T) {
 	pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")
 	if err != nil || strings.ContainsAny(string(pattern), "|/%") {
-		t.Skipf("core files go to %q here", pattern)
+		lack.Skip(t, "core files go to %q here", pattern)
 	}
 	for name, p := range map[string]harden.Policy{"enforce": enforce(), "off": off()} {
 		o, exe := place(t, os.Geteuid())
@@ -206,7 +207,7 @@ func runWithCore(c *exec.Cmd) error {
 // Another process of the same user cannot read the memory.
 func TestMemoryOfTheSameUser(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can start two children as another user")
+		lack.Skip(t, "only root can start two children as another user")
 	}
 	const uid = 65533
 	for name, p := range map[string]harden.Policy{"enforce": enforce(), "off": off()} {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kms-plugin.io/internal/harden"
+	"kms-plugin.io/test/lack"
 )
 
 // resolve is a child that waits for its resolver's file to be replaced.
@@ -68,7 +69,7 @@ func TestResolverIsReplaced(t *testing.T) {
 			i := slices.IndexFunc(got.Measures, func(m harden.Measure) bool { return m.Name == harden.MeasureFiles })
 			files := got.Measures[i]
 			if files.State != harden.Enforced {
-				t.Skipf("this kernel does not take the measure: %s", files)
+				lack.Skip(t, "this kernel does not take the measure: %s", files)
 			}
 			if losing := len(got.Closed) == 1 && got.Closed[0] == o.Outside; losing != tt.losing || !losing && got.Closed != nil {
 				t.Errorf("Closed = %v", got.Closed)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"kms-plugin.io/internal/unixsocket"
+	"kms-plugin.io/test/lack"
 )
 
 // hold is what systemd does: it binds, keeps the socket, and passes it on.
@@ -200,7 +201,7 @@ func TestAdoptRefuses(t *testing.T) {
 		}, "others may open it (mode 0666)", "SocketMode=0600"},
 		"another's socket": {func(t *testing.T) got {
 			if os.Geteuid() != 0 {
-				t.Skip("only root can give a file away")
+				lack.Skip(t, "only root can give a file away")
 			}
 			path := filepath.Join(private(t), "s")
 			f := file(t, hold(t, path))

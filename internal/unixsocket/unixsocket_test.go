@@ -19,6 +19,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"kms-plugin.io/internal/unixsocket"
+	"kms-plugin.io/test/lack"
 )
 
 // private is a short directory of mode 0700.
@@ -248,7 +249,7 @@ func TestPeerOfAnotherUID(t *testing.T) {
 		return
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("only root can start a child as another user")
+		lack.Skip(t, "only root can start a child as another user")
 	}
 	const uid = 65533
 	refused := make(chan uint32, 8)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kms-plugin.io/test/lack"
 )
 
 // cell is one fault in one situation.
@@ -57,7 +59,7 @@ func TestMatrix(t *testing.T) {
 					}
 					t.Run(sit.name+"/"+f.name, func(c *testing.T) {
 						if f.mounts && !apart() {
-							c.Skip("needs root")
+							lack.Skip(c, "needs root")
 						}
 						if s == nil {
 							s = newStage(t, 2, i+1, "")

@@ -9,6 +9,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"kms-plugin.io/internal/etcdstore"
+	"kms-plugin.io/test/lack"
 )
 
 // fileMemory is what mapped files count for in this process.
@@ -16,7 +17,7 @@ func fileMemory(t *testing.T) int {
 	t.Helper()
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		t.Skip("no /proc to look at: ", err)
+		lack.Skip(t, "no /proc to look at: %v", err)
 	}
 	kib := 0
 	_, rest, _ := strings.Cut(string(status), "RssFile:")

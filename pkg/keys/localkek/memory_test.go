@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kms-plugin.io/pkg/keys/localkek"
+	"kms-plugin.io/test/lack"
 )
 
 // scanner looks for bytes in this process's own memory. What it looks for, and
@@ -32,7 +33,7 @@ func newScanner(t *testing.T) *scanner {
 	}
 	m, err := unix.Mmap(-1, 0, 1<<30, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANON|unix.MAP_NORESERVE)
 	if err != nil {
-		t.Skip(err)
+		lack.Skip(t, "%v", err)
 	}
 	t.Cleanup(func() { _ = unix.Munmap(m) })
 	return &scanner{t: t, shared: m}
@@ -52,12 +53,12 @@ func (s *scanner) memory() []byte {
 	s.t.Helper()
 	mem, err := os.Open("/proc/self/mem")
 	if err != nil {
-		s.t.Skip(err)
+		lack.Skip(s.t, "%v", err)
 	}
 	defer mem.Close()
 	maps, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
-		s.t.Skip(err)
+		lack.Skip(s.t, "%v", err)
 	}
 	out := s.shared[1<<20:]
 	end := 0
@@ -68,7 +69,7 @@ func (s *scanner) memory() []byte {
 			continue
 		}
 		if int64(len(out)-end) < to-from {
-			s.t.Skip("this process is too large to be copied")
+			lack.Skip(s.t, "this process is too large to be copied")
 		}
 		n, _ := mem.ReadAt(out[end:end+int(to-from)], from) // what cannot be read is not mapped any more
 		end += n
