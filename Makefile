@@ -3,7 +3,7 @@ GO ?= go
 export GOTOOLCHAIN = local
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: build image test test-fips lint gosec e2e e2e-node chaos chaos-long soak demo bench gates fuzz fakekms clean
+.PHONY: build image test test-fips test-secret lint gosec e2e e2e-node chaos chaos-long soak demo bench gates fuzz fakekms clean
 
 build: ## both programs, static, in bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/...
@@ -39,6 +39,13 @@ test-fips: ## with Go's validated module; the parts that hold keys, and a daemon
 	$(FIPS) GODEBUG=fips140=only $(GO) test ./pkg/keys ./pkg/keys/localkek ./pkg/plugin ./internal/envelope ./internal/custody ./internal/state
 	$(FIPS) $(GO) test -run FIPS ./cmd/kms-plugin
 	CGO_ENABLED=0 $(FIPS) $(GO) build -trimpath -ldflags "-s -w" -o bin/fips/ ./cmd/kms-plugin
+
+SECRET = GOEXPERIMENT=runtimesecret
+test-secret: ## with Go's experiment that erases local KEKs which are dropped; a daemon too (docs/hardening.md)
+	$(SECRET) $(GO) vet ./cmd/kms-plugin ./pkg/keys/localkek
+	$(SECRET) $(GO) test -count=1 ./pkg/keys/localkek
+	$(SECRET) $(GO) test -count=1 -run TestMemoryOfADaemon ./cmd/kms-plugin
+	CGO_ENABLED=0 $(SECRET) $(GO) build -trimpath -ldflags "-s -w" -o bin/secret/ ./cmd/kms-plugin
 
 bench: ## beside a server that does nothing; prints the table of docs/performance.md
 	$(GO) build -o bin/bench ./test/bench && bin/bench -json bin/bench.json
