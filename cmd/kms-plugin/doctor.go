@@ -37,6 +37,7 @@ environment. Exit code 0: no problem; 3: problems, or with --strict warnings.`,
 	}
 	c.Flags().StringVar(&o.Config, "config", "/etc/kms-plugin/config.yaml", "configuration file")
 	c.Flags().StringVar(&o.STSEndpoint, "sts-endpoint", "", "URL of STS (default: that of the key's region)")
+	c.Flags().StringVar(&o.Manifest, "manifest", "/etc/kubernetes/manifests/kube-apiserver.yaml", "static pod of kube-apiserver, which names the issuer of the cluster's tokens")
 	c.Flags().BoolVar(&run.Strict, "strict", false, "warnings fail too")
 	c.Flags().StringSliceVar(&run.Skip, "skip", nil, "names of checks to leave out")
 	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")

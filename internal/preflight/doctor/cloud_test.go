@@ -2,10 +2,13 @@ package doctor_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -124,6 +127,63 @@ func TestWhatTheCloudDoesIsNamed(t *testing.T) {
 			got := find(t, n.examine(), tc.check)
 			if got.Level != tc.level || !strings.Contains(got.Message, tc.text) || !strings.Contains(got.Remedy, tc.remedy) {
 				t.Errorf("%s is %s: %s\nhint: %s\nwant %s, %q, hint %q", tc.check, got.Level, got.Message, got.Remedy, tc.level, tc.text, tc.remedy)
+			}
+		})
+	}
+}
+
+// webIdentity is a node whose credential is got with a token; claims "" is no token.
+func (n *node) webIdentity(claims string) (token string) {
+	n.t.Helper()
+	token = filepath.Join(n.dir, "token")
+	n.pod = filepath.Join(n.dir, "kube-apiserver.yaml")
+	files := map[string]string{n.pod: "kind: Pod\nspec: {containers: [{name: kube-apiserver, args: [--service-account-issuer=https://prod.example]}]}\n"}
+	if claims != "" {
+		files[token] = "hunter2." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".hunter2"
+	}
+	for file, data := range files {
+		if err := os.WriteFile(file, []byte(data), 0o600); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	n.t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "")
+	n.t.Setenv("AWS_WEB_IDENTITY_TOKEN_FILE", token)
+	n.t.Setenv("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/node")
+	n.t.Setenv("AWS_ENDPOINT_URL_STS", n.cloud.URL()) // which refuses it
+	return token
+}
+
+// The token of a web identity is looked at before anybody is asked with it: one cause
+// is one problem, and the token is in no report.
+func TestWebIdentity(t *testing.T) {
+	for name, tc := range map[string]struct {
+		claims       string
+		level        preflight.Level
+		text, remedy string
+		blocked      string // what the credential is skipped for
+	}{
+		"of this cluster": {`{"iss":"https://prod.example","exp":4102444800}`, preflight.Warning, `issued by "https://prod.example", the cluster that is served`, "instance role", ""},
+		"of another":      {`{"iss":"https://other.example","exp":4102444800}`, preflight.OK, "which is not the cluster", "", ""},
+		"without an end":  {`{"iss":"https://other.example"}`, preflight.OK, "which is not the cluster", "", ""},
+		"expired":         {`{"iss":"https://other.example","exp":1000000000}`, preflight.Problem, "expired at 2001-09-09T01:46:40Z", "what renews it", "has expired"},
+		"expired, circle": {`{"iss":"https://prod.example","exp":1000000000}`, preflight.Problem, "STS takes it no more; the token in ", "instance role", "has expired"},
+		"no token":        {"", preflight.Problem, "no such file", "what writes it", "no token"},
+		"something else":  {"hunter2", preflight.Warning, "it is no JSON Web Token", "what writes it", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			token := n.webIdentity(tc.claims)
+			r := n.examine()
+			got := find(t, r, "web-identity")
+			if got.Level != tc.level || !strings.Contains(got.Message, tc.text) || !strings.Contains(got.Message, token) || !strings.Contains(got.Remedy, tc.remedy) || got.Subject != "prod" {
+				t.Errorf("%+v, want %s, %q, hint %q", got, tc.level, tc.text, tc.remedy)
+			}
+			c := find(t, r, "credential")
+			if blocked := c.Level == preflight.Skipped && strings.Contains(c.Message, tc.blocked); blocked != (tc.blocked != "") || blocked && r.Problems != 1 {
+				t.Errorf("%d problems, credential: %+v", r.Problems, c)
+			}
+			if strings.Contains(fmt.Sprint(r), "hunter2") {
+				t.Errorf("the token is in the report: %+v", r)
 			}
 		})
 	}

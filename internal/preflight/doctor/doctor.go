@@ -1,6 +1,7 @@
 // Package doctor looks at everything that kms-plugin needs on its node: its
 // configuration, its credential, the KMS and the key, its socket and its process.
-// It links what the daemon links, and must not know API servers or etcd.
+// It links what the daemon links, and must not know etcd, nor of API servers more
+// than who issues their tokens.
 package doctor
 
 import (
@@ -18,7 +19,7 @@ import (
 
 // Names are the checks there are, in the order they run (docs/preflight.md).
 func Names() []string {
-	return []string{"config", "state-dir", "socket-directory", "socket", "process", "hardening", "resolver", "swap", "credential", "imds", "kms-reach", "clock", "caller",
+	return []string{"config", "state-dir", "socket-directory", "socket", "process", "hardening", "resolver", "swap", "web-identity", "credential", "imds", "kms-reach", "clock", "caller",
 		"kms-roundtrip", "kms-context", "key-state", "key-rotation", "denied-reencrypt", "denied-grant", "denied-foreign-cluster", "localfile"}
 }
 
@@ -26,6 +27,7 @@ func Names() []string {
 type Options struct {
 	Config      string // file
 	STSEndpoint string // URL; "" is that of the region
+	Manifest    string // static pod of kube-apiserver on this node, for its issuer; "" for none
 }
 
 // doctor is one examination: checks leave here what later ones need.
@@ -102,7 +104,7 @@ func OfProblems(file string, found config.Problems) preflight.Result {
 
 func (d *doctor) keyChecks(ctx context.Context, k config.Key) []preflight.Check {
 	kek, err := daemon.Provider(ctx, k)
-	p := &patient{key: k, cluster: d.config.ClusterID, kek: kek, setup: err}
+	p := &patient{key: k, cluster: d.config.ClusterID, manifest: d.o.Manifest, kek: kek, setup: err}
 	named := func(name string, run func(context.Context) preflight.Result) preflight.Check {
 		return preflight.Check{Name: name, Subject: k.Name, Run: run}
 	}
@@ -113,7 +115,7 @@ func (d *doctor) keyChecks(ctx context.Context, k config.Key) []preflight.Check 
 		p.setup = err
 	}
 	return []preflight.Check{
-		named("credential", p.credential), named("imds", p.imds), named("kms-reach", p.reach), named("clock", p.clock), named("caller", p.caller),
+		named("web-identity", p.webIdentity), named("credential", p.credential), named("imds", p.imds), named("kms-reach", p.reach), named("clock", p.clock), named("caller", p.caller),
 		named("kms-roundtrip", p.roundtrip), named("kms-context", p.context),
 		named("key-state", p.state), named("key-rotation", p.rotation),
 		named("denied-reencrypt", p.denied(awskms.ReEncrypt, "with it data can be moved under a key of somebody else")),
@@ -124,13 +126,14 @@ func (d *doctor) keyChecks(ctx context.Context, k config.Key) []preflight.Check 
 
 // patient is one key under examination.
 type patient struct {
-	key     config.Key
-	cluster string
-	kek     keys.KEK
-	aws     *awskms.Inspector // nil of a key that is not in AWS
-	setup   error
-	blocked string // why nothing more can be asked of the KMS, "" if it can
-	blob    []byte // that the round trip wrapped
+	key      config.Key
+	cluster  string
+	manifest string
+	kek      keys.KEK
+	aws      *awskms.Inspector // nil of a key that is not in AWS
+	setup    error
+	blocked  string // why nothing more can be asked of the KMS, "" if it can
+	blob     []byte // that the round trip wrapped
 }
 
 func (p *patient) bound(cluster string) keys.Context {

@@ -27,6 +27,7 @@ type Inspector struct {
 	kms   *kms.Client
 	sts   *sts.Client
 	clock *clock
+	token string // file of a web identity, "" for none
 }
 
 // The operations of an Inspector, as its errors name them.
@@ -66,7 +67,7 @@ func Inspect(ctx context.Context, c Config, stsEndpoint string) (*Inspector, err
 			o.BaseEndpoint = aws.String(stsEndpoint)
 		}
 	})
-	return &Inspector{arn: a, full: c.KeyARN, cfg: cfg, kms: kmsClient(cfg, c), sts: identity, clock: watch}, nil
+	return &Inspector{arn: a, full: c.KeyARN, cfg: cfg, kms: kmsClient(cfg, c), sts: identity, clock: watch, token: tokenFile(cfg, creds.about.Kind)}, nil
 }
 
 // Credential is what calls are signed with; nothing of it is secret.

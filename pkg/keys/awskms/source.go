@@ -136,7 +136,7 @@ func describe(cfg aws.Config) keys.Credential {
 	}{
 		{&ec2rolecreds.Provider{}, "instance-role", first(env.EC2IMDSEndpoint, "imds")},
 		{&endpointcreds.Provider{}, "container", containerHost(env)},
-		{&stscreds.WebIdentityRoleProvider{}, "web-identity", first(env.WebIdentityTokenFilePath, profile.WebIdentityTokenFile)},
+		{&stscreds.WebIdentityRoleProvider{}, "web-identity", tokenFile(cfg, "web-identity")},
 		{&stscreds.AssumeRoleProvider{}, "assume-role", profile.RoleARN},
 		{&processcreds.Provider{}, "process", program(profile.CredentialProcess)},
 		{&ssocreds.Provider{}, "sso", "profile " + profile.Profile},
