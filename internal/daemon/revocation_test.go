@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,8 @@ import (
 
 	kmsapi "k8s.io/kms/apis/v2"
 
+	"kms-plugin.io/internal/audit"
+	"kms-plugin.io/internal/audit/evidence"
 	"kms-plugin.io/test/fakekms"
 )
 
@@ -74,6 +77,60 @@ func TestRetiredKeyDisabled(t *testing.T) {
 	}
 	i.cloud.SetState(oldARN, "Enabled")
 	i.eventually("the old key opens again", func() error { return i.decrypt(old) })
+}
+
+// When the memory of a key that was taken away is wiped, the audit log says so: after
+// its closing, once, with the cause, in the chain and before the key serves again.
+func TestWipeIsRecorded(t *testing.T) {
+	i := newInstance(t)
+	i.configure(short)
+	i.start()
+	hot := i.sealed()
+	i.cloud.SetState(i.arn, "Disabled")
+	i.closes(cell{class: "key-state"}, hot, hot)
+	i.cloud.ResetCounts()
+	i.eventually("it is probed on", func() error {
+		if n := len(i.cloud.Requests()); n < 4 {
+			return fmt.Errorf("%d calls", n)
+		}
+		return nil
+	})
+	i.cloud.SetState(i.arn, "Enabled")
+	i.eventually("the key opens again", func() error { return i.decrypt(hot) })
+	i.stop()
+	var ops []string
+	for _, r := range i.recorded() {
+		if r.Op == "wipe" || (r.Op == "ok" || r.Op == "closed") && (len(ops) == 0 || ops[len(ops)-1] != r.Op) { // of wrap and unwrap, one
+			ops = append(ops, r.Op)
+		}
+		if r.Op == "wipe" && (r.KEK != "prod" || r.Outcome != "key-state" || !strings.Contains(r.Error, "DisabledException")) {
+			t.Errorf("the wipe is recorded as %+v", r)
+		}
+	}
+	if got := strings.Join(ops, " "); got != "ok closed wipe ok" {
+		t.Errorf("the audit log tells of %q, want ok closed wipe ok", got)
+	}
+}
+
+// recorded is the audit log, in which nothing is to be found.
+func (i *instance) recorded() (all []audit.Record) {
+	i.t.Helper()
+	file := i.dir + "/audit.log"
+	if r, err := evidence.Verify([]string{file}, nil, false); err != nil || !r.Holds {
+		i.t.Fatalf("audit log: %+v, %v", r, err)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	for line := range bytes.Lines(data) {
+		r, err := audit.Parse(bytes.TrimSuffix(line, []byte("\n")))
+		if err != nil {
+			i.t.Fatalf("%s: %v", line, err)
+		}
+		all = append(all, *r)
+	}
+	return all
 }
 
 func (i *instance) read() string {
