@@ -1,5 +1,6 @@
 //go:build e2e
 
+//lint:file-ignore SA1019 values of the deprecated API are what is made here
 package e2e
 
 import (
