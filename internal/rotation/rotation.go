@@ -116,7 +116,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 			o.Say("prove: at revision %d all %d objects of provider %q are under key_id %s", out.Report.Source.Revision, covered(out.Report, o), provider, keyID)
 			return out, nil
 		}
-		if round == rounds || written == 0 {
+		if round == rounds || written == 0 && (m.met > 0 || uncovered(out.Report, o) == 0) { // nothing helps, or nothing is to be written
 			return nil, &Error{"prove", strings.Join(append(left, failures...), "; "), "the lines above name objects and causes; put them right and run it again"}
 		}
 		o.Say("prove: %s; once more", strings.Join(left, "; "))
