@@ -6,14 +6,10 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"kms-plugin.io/internal/cli"
-	"kms-plugin.io/internal/config"
-	"kms-plugin.io/internal/coverage"
 	"kms-plugin.io/internal/fleet"
 	"kms-plugin.io/internal/rotation"
-	"kms-plugin.io/pkg/keys"
 )
 
 var printed = regexp.MustCompile(`(?m)(kmsctl .*?)(?:   #.*|, on each node)?$`)
@@ -49,43 +45,6 @@ func TestPlannedCommandsParse(t *testing.T) {
 		}
 		if err != nil || !cmd.HasParent() {
 			t.Errorf("%s: %v", m[1], err)
-		}
-	}
-}
-
-// A run ends with what may become of each other key.
-func TestPrintRotated(t *testing.T) {
-	digest := strings.Repeat("0", 32)
-	ring := &config.Config{Keys: []config.Key{{Name: "next", Role: keys.RoleWrite, AlsoWrapWith: []string{"also"}}, {Name: "also", Role: keys.RoleRead},
-		{Name: "prod", Role: keys.RoleWrite}, {Name: "older", Role: keys.RoleRetired}, {Name: "used", Role: keys.RoleRead}}}
-	r := &rotation.Result{KeyID: "next:" + digest, Report: &coverage.Report{Keys: []coverage.Key{{KeyID: "next:" + digest, Current: true, Objects: 9}, {KeyID: "used:" + digest, Objects: 2}}}}
-	var b strings.Builder
-	if err := printRotated(&b, rotated{Result: r}, ring); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{`key "prod": no object is under it; it may be retired`, "kmsctl retire older --snapshots DIR", `key "used": 2 objects are under it; it stays`} {
-		if !strings.Contains(b.String(), want) {
-			t.Errorf("no %q in\n%s", want, b.String())
-		}
-	}
-	if strings.Contains(b.String(), `key "also"`) || strings.Contains(b.String(), `key "next"`) {
-		t.Errorf("what stays is listed:\n%s", b.String())
-	}
-
-	// With the backups: until when. The latest of several key_ids of a name counts, and
-	// the newest snapshot too, for there will be a newer one.
-	day := time.Date(2026, 11, 10, 15, 0, 0, 0, time.UTC)
-	inv := &coverage.Inventory{Keep: "720h0m0s", Snapshots: make([]coverage.Snapshot, 3), Keys: []coverage.Needed{
-		{Key: coverage.Key{KeyID: "prod:" + digest}, LastFile: "a.db", LastTime: day.AddDate(0, 0, -9)},
-		{Key: coverage.Key{KeyID: "prod:1" + digest[1:]}, LastFile: "b.db", LastTime: day, Newest: true}}}
-	b.Reset()
-	if err := printRotated(&b, rotated{r, inv}, ring); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{`key "prod": no object is under it; last needed by b.db of 2026-11-10, so it may go on 2026-12-11; it may be retired`,
-		`key "older": no object is under it, and none of 3 snapshots needs it; it is retired`} {
-		if !strings.Contains(b.String(), want) {
-			t.Errorf("no %q in\n%s", want, b.String())
 		}
 	}
 }

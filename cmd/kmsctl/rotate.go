@@ -131,10 +131,11 @@ func (f *rotateFlags) run(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	ended := newRotated(r, f.o.Config, needs)
 	if f.output == "json" {
-		return printJSON(c.OutOrStdout(), rotated{r, needs})
+		return printJSON(c.OutOrStdout(), ended)
 	}
-	return printRotated(c.OutOrStdout(), rotated{r, needs}, f.o.Config)
+	return ended.print(c.OutOrStdout())
 }
 
 // loadEncryption reads the files of all API servers.

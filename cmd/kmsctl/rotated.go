@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -40,6 +41,9 @@ func (f *backupFlags) take(ctx context.Context, o coverage.Options) (*coverage.I
 		}
 		return nil, nil
 	}
+	if o.Names == nil {
+		return nil, cli.Usage(errors.New("--snapshots needs --plugin-config: which keys are asked for stands there"))
+	}
 	sources, err := openSnapshots(ctx, f.snapshots)
 	if err != nil {
 		return nil, err
@@ -47,36 +51,42 @@ func (f *backupFlags) take(ctx context.Context, o coverage.Options) (*coverage.I
 	return coverage.Take(ctx, sources, o, kept)
 }
 
-// rotated is what a run ends with, and what the backups need.
+// rotated is what a run ends with: the proof, what may become of the other keys, and
+// what the backups need.
 type rotated struct {
 	*rotation.Result
+	Others  []otherKey          `json:"otherKeys,omitempty"`
 	Backups *coverage.Inventory `json:"backups,omitempty"`
 }
 
-// printRotated ends with what may go and when, and what must be asked before.
-func printRotated(w io.Writer, r rotated, ring *config.Config) error {
-	fmt.Fprintf(w, "everything is under key_id %s, at revision %d\n", r.KeyID, r.Report.Source.Revision)
-	for _, k := range r.Report.Keys {
-		if !k.Current {
-			fmt.Fprintf(w, "still stored under another key, and not touched: %d objects under %s %q\n", k.Objects, k.Kind, k.Provider)
-		}
-	}
+// otherKey is one that nothing is written under any more.
+type otherKey struct {
+	Name    string    `json:"name"`           // in the configuration; else what the inventory calls it
+	Role    keys.Role `json:"role,omitempty"` // "" if it is not in the configuration
+	Objects int64     `json:"objects"`        // that are under it in etcd all the same
+	// LastFile is the last snapshot that needs it, "" for none.
+	LastFile string     `json:"lastFile,omitempty"`
+	LastTime *time.Time `json:"lastTime,omitempty"`
+	// MayGo is the first day on which no kept snapshot needs it, if none from after
+	// this run does. It is not told where the times of the snapshots cannot be right.
+	MayGo *time.Time `json:"mayGo,omitempty"`
+}
+
+func newRotated(r *rotation.Result, ring *config.Config, inv *coverage.Inventory) rotated {
+	out := rotated{Result: r, Backups: inv}
 	label, _, _ := keys.SplitKeyID(r.KeyID)
 	for _, k := range others(ring, label) {
-		under := int64(0)
-		for _, s := range r.Report.Keys {
-			if of(s, k.Name) {
-				under += s.Objects
-			}
-		}
-		if under > 0 {
-			fmt.Fprintf(w, "key %q: %d objects are under it; it stays\n", k.Name, under)
-			continue
-		}
-		fmt.Fprintf(w, "key %q: no object is under it%s; %s\n", k.Name, r.neededUntil(k.Name), toRetire(k))
+		out.add(otherKey{Name: k.Name, Role: k.Role}, func(s coverage.Key) bool { return of(s, k.Name) })
 	}
-	_, err := fmt.Fprintln(w, "before an old key goes: take a new snapshot, ask kmsctl inventory for the backups that need it, and let etcd compact")
-	return err
+	if ring == nil || inv == nil {
+		return out
+	}
+	for _, n := range inv.Keys { // what left the configuration, and backups still need
+		if n.KeyID != r.KeyID && !slices.ContainsFunc(ring.Keys, func(k config.Key) bool { return of(n.Key, k.Name) }) {
+			out.add(otherKey{Name: n.String()}, func(s coverage.Key) bool { return s.ID == n.ID })
+		}
+	}
+	return out
 }
 
 // of says whether something is stored under a key of the ring.
@@ -85,32 +95,82 @@ func of(k coverage.Key, name string) bool {
 	return err == nil && label == name || k.Name == name
 }
 
-// neededUntil is what the backups say of a key.
-func (r rotated) neededUntil(name string) string {
-	if r.Backups == nil {
-		return ""
-	}
-	last := slices.IndexFunc(r.Backups.Keys, func(n coverage.Needed) bool { return of(n.Key, name) })
-	if last < 0 {
-		return fmt.Sprintf(", and none of %d snapshots needs it", len(r.Backups.Snapshots))
-	}
-	for i, n := range r.Backups.Keys {
-		if of(n.Key, name) && n.LastTime.After(r.Backups.Keys[last].LastTime) {
-			last = i
+func (r *rotated) add(o otherKey, is func(coverage.Key) bool) {
+	for _, s := range r.Report.Keys {
+		if is(s) {
+			o.Objects += s.Objects
 		}
 	}
-	n := r.Backups.Keys[last]
-	text := fmt.Sprintf("; last needed by %s of %s", coverage.Printable(n.LastFile), n.LastTime.Format("2006-01-02"))
-	if kept, err := time.ParseDuration(r.Backups.Keep); err == nil {
-		text += ", so it may go on " + coverage.Expires(n.LastTime, kept).Format("2006-01-02")
+	if r.Backups != nil {
+		for _, n := range r.Backups.Keys {
+			if is(n.Key) && (o.LastTime == nil || n.LastTime.After(*o.LastTime)) {
+				r.needs(&o, n)
+			}
+		}
+	}
+	r.Others = append(r.Others, o)
+}
+
+// needs: while the run went on, a snapshot like the newest may have been made.
+func (r *rotated) needs(o *otherKey, n coverage.Needed) {
+	o.LastFile, o.LastTime = n.LastFile, &n.LastTime
+	last := n.LastTime
+	if n.Newest && r.Report.ReadAt.After(last) {
+		last = r.Report.ReadAt
+	}
+	if kept, err := time.ParseDuration(r.Backups.Keep); err == nil && len(r.Backups.Warnings) == 0 {
+		day := coverage.Expires(last, kept)
+		o.MayGo = &day
+	}
+}
+
+// print ends with what may go and when, and what must be asked before.
+func (r rotated) print(w io.Writer) error {
+	fmt.Fprintf(w, "everything is under key_id %s, at revision %d\n", r.KeyID, r.Report.Source.Revision)
+	for _, k := range r.Report.Keys {
+		if !k.Current {
+			fmt.Fprintf(w, "still stored under another key, and not touched: %d objects under %s %q\n", k.Objects, k.Kind, k.Provider)
+		}
+	}
+	for _, o := range r.Others {
+		switch {
+		case o.Objects > 0:
+			fmt.Fprintf(w, "key %q: %d objects are under it; it stays\n", coverage.Printable(o.Name), o.Objects)
+		default:
+			fmt.Fprintf(w, "key %q: no object is under it%s; %s\n", coverage.Printable(o.Name), r.neededUntil(o), o.toRetire())
+		}
+	}
+	if r.Backups != nil {
+		for _, s := range r.Backups.Warnings {
+			fmt.Fprintf(w, "warning: %s\n", coverage.Printable(s))
+		}
+	}
+	_, err := fmt.Fprintln(w, "before an old key goes: take a new snapshot, ask kmsctl inventory for the backups that need it, and let etcd compact")
+	return err
+}
+
+// neededUntil is what the backups say of a key.
+func (r rotated) neededUntil(o otherKey) string {
+	switch {
+	case r.Backups == nil:
+		return ""
+	case o.LastTime == nil:
+		return fmt.Sprintf(", and none of %d snapshots needs it", len(r.Backups.Snapshots))
+	}
+	text := fmt.Sprintf("; last needed by %s of %s", coverage.Printable(o.LastFile), o.LastTime.Format("2006-01-02"))
+	if o.MayGo != nil {
+		text += fmt.Sprintf(", so it may go on %s if no snapshot from after this run needs it", o.MayGo.Format("2006-01-02"))
 	}
 	return text
 }
 
 // toRetire is the next step for a key that nothing is stored under.
-func toRetire(k config.Key) string {
-	if k.Role == keys.RoleRetired {
-		return fmt.Sprintf("it is retired; whether it may be disabled: kmsctl retire %s --snapshots DIR", k.Name)
+func (o otherKey) toRetire() string {
+	switch o.Role {
+	case "":
+		return "the configuration does not have it: put it back with role: retired to ask kmsctl retire"
+	case keys.RoleRetired:
+		return fmt.Sprintf("it is retired; whether it may be disabled: kmsctl retire %s --snapshots DIR", o.Name)
 	}
 	return "it may be retired once it shall not write again (role: retired), and goes when the last backup that needs it has: kmsctl inventory DIR --keep 30d"
 }
