@@ -49,29 +49,32 @@ type resourcePart struct {
 // that needs attention most.
 func (r *Report) class(k Key) string {
 	for _, x := range r.Resources {
-		for _, s := range x.Keys {
-			if s.Key == k.ID {
-				return s.class
+		for _, g := range x.groups {
+			if g.key != nil && g.key.id() == k.ID {
+				return g.class
 			}
 		}
 	}
 	return ""
 }
 
-// parts are the shares of a resource, by key where there is one.
+// parts are the shares of a resource, by how they were judged and then by key.
 func (r *Report) parts(x Resource) (out []bar) {
 	for _, b := range bars(x.Counts) {
-		left := b.N
-		for _, s := range x.Keys {
-			if s.class != b.Class {
-				continue
+		for i, k := range r.Keys {
+			n := int64(0)
+			for _, g := range x.groups {
+				if g.class == b.Class && g.key != nil && g.key.id() == k.ID {
+					n += g.objects
+				}
 			}
-			n := slices.IndexFunc(r.Keys, func(k Key) bool { return k.ID == s.Key }) + 1
-			out = append(out, bar{b.Class, b.Name, s.Objects, n})
-			left -= s.Objects
+			if n > 0 {
+				out = append(out, bar{b.Class, b.Name, n, i + 1})
+				b.N -= n
+			}
 		}
-		if left > 0 {
-			out = append(out, bar{b.Class, b.Name, left, 0})
+		if b.N > 0 {
+			out = append(out, b)
 		}
 	}
 	return out

@@ -85,28 +85,22 @@ func TestInventoryText(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, width := range []int{0, 40, 80} {
+	for _, width := range []int{0, 1, 40, 80} {
 		var text strings.Builder
 		if err := inv.Print(&text, width); err != nil {
 			t.Fatal(err)
 		}
 		for l := range strings.Lines(text.String()) {
-			if n := len(strings.TrimSuffix(l, "\n")); width > 0 && n > width {
-				t.Errorf("%d columns of %d: %q", n, width, l)
+			if l = strings.TrimSuffix(l, "\n"); width > 0 && len(l) > width && len(strings.Fields(l)) > 1 {
+				t.Errorf("%d columns of %d: %q", len(l), width, l)
 			}
 		}
 		got := strings.Join(strings.Fields(text.String()), " ")
-		if width == 40 { // a digest is longer than the terminal
-			got = strings.ReplaceAll(got, " ", "")
-		}
 		for _, want := range []string{
 			"second 2026-11-10 15:00Z, revision 20, no hash to verify 2 objects, of them 0 plain, 0 broken needs 2 keys, 2 wrapped local KEKs, 2 DEK seeds: a (a:",
 			"first 2026-11-01 15:00Z, revision 10, no hash to verify 2 objects, of them 0 plain, 0 broken needs 2 keys, 1 wrapped local KEK, 1 DEK seed:",
-			"aescbc key1: 1 object ", "last needed by second of 2026-11-10", "may go on 2026-12-11", "the newest snapshot needs it",
+			"aescbc key1: 1 object ", "last needed by second of 2026-11-10", "may go on 2026-12-11", "the newest snapshot needs it", "KEK awskms:aws:eu-west-1:111122223333:11111111-2222-3333-4444-555555555555; material m1 ",
 		} {
-			if width == 40 {
-				want = strings.ReplaceAll(want, " ", "")
-			}
 			if !strings.Contains(got, want) {
 				t.Errorf("width %d: no %q in\n%s", width, want, text.String())
 			}

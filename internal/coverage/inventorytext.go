@@ -30,7 +30,7 @@ func (p *printer) snapshot(s Snapshot) {
 	if !s.Source.Verified {
 		verified = "no hash to verify"
 	}
-	p.wrapped("  ", "%s", s.Source.File)
+	p.line("%s", clean(s.Source.File))
 	p.wrapped("  ", "  %s, revision %d, %s", s.Source.FileTime.Format("2006-01-02 15:04Z"), s.Source.Revision, verified)
 	p.wrapped("  ", "  %s, of them %d plain, %d broken", count(s.Objects, "object"), s.Plain, s.Broken)
 	if len(s.Keys) == 0 {
@@ -77,20 +77,20 @@ func count[N int | int64](n N, what string) string {
 	return fmt.Sprintf("%d %s", n, what)
 }
 
-// wrapped is a line, clean, that goes on under an indent where the terminal ends.
-// Nothing is left out: half an ARN is no ARN.
+// wrapped is a line, clean, that goes on under an indent where the terminal ends, but
+// never within a word: half an ARN is no ARN.
 func (p *printer) wrapped(indent, format string, args ...any) {
 	s := clean(fmt.Sprintf(format, args...))
 	body := strings.TrimLeft(s, " ")
-	if room := p.width - len(indent); room >= narrowest {
-		body = text.WrapSoft(body, room)
+	line := s[:len(s)-len(body)]
+	empty := true
+	for word := range strings.SplitAfterSeq(body, " ") {
+		if !empty && p.width > 0 && text.StringWidth(line+strings.TrimRight(word, " ")) > p.width {
+			p.line("%s", strings.TrimRight(line, " "))
+			line = indent
+		}
+		line += word
+		empty = false
 	}
-	lead := s[:len(s)-len(strings.TrimLeft(s, " "))]
-	for l := range strings.Lines(body) {
-		p.line("%s", lead+strings.TrimRight(l, " \n"))
-		lead = indent
-	}
+	p.line("%s", line)
 }
-
-// narrowest is the terminal below which nothing is wrapped.
-const narrowest = 20

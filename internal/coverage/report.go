@@ -72,8 +72,6 @@ type Resource struct {
 type Share struct {
 	Key     string `json:"key"` // Key.ID
 	Objects int64  `json:"objects"`
-
-	class string // how they were judged, as in bars
 }
 
 // Sample names some of the objects of a resource that are not as they should be.
@@ -225,15 +223,11 @@ func hash(s string) string {
 }
 
 func (r *Resource) shares() {
-	objects, faults := map[string]*Share{}, map[string]*Sample{}
+	objects, faults := map[string]int64{}, map[string]*Sample{}
 	for _, g := range r.groups {
 		switch {
 		case g.key != nil:
-			id := g.key.id()
-			if objects[id] == nil {
-				objects[id] = &Share{Key: id, class: g.class}
-			}
-			objects[id].Objects += g.objects
+			objects[g.key.id()] += g.objects
 		case g.kind == stored.Broken:
 			for reason, n := range g.reasons {
 				r.fault(faults, "broken: "+reason, n, g.samples)
@@ -242,8 +236,8 @@ func (r *Resource) shares() {
 			r.fault(faults, g.kind.String(), g.objects, g.samples)
 		}
 	}
-	for _, s := range objects {
-		r.Keys = append(r.Keys, *s)
+	for id, n := range objects {
+		r.Keys = append(r.Keys, Share{id, n})
 	}
 	for _, f := range faults {
 		r.Faults = append(r.Faults, *f)
