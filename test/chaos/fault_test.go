@@ -23,6 +23,7 @@ type fault struct {
 	mounts   bool          // needs a mount namespace
 	cold     bool          // a plugin that starts meanwhile opens nothing
 	deaf     bool          // a plugin that starts meanwhile takes no further connection
+	slow     bool          // a plugin that starts meanwhile answers well only when the KMS has wrapped for it
 	says     string        // what the plugin must say of it
 	patience time.Duration // how long that may take, if longer than usual
 	inject   func(x *cell)
@@ -57,8 +58,8 @@ var faults = []fault{
 	{name: "clock 10 min off", inject: func(x *cell) { x.s.cloud.SetClock(10 * time.Minute) }, heal: func(x *cell) { x.s.cloud.SetClock(0) }},
 	{name: "state disk full", mounts: true, says: "state_write_failing", patience: 35 * time.Second,
 		inject: func(x *cell) { x.fill("state") }, heal: func(x *cell) { x.empty("state") }},
-	{name: "state file gone", inject: func(x *cell) { x.must(x.loseState()) }, stopped: func(x *cell) { x.must(x.loseState()) }, heal: restoreState},
-	{name: "state file damaged", inject: func(x *cell) { x.must(x.damageState()) }, stopped: func(x *cell) { x.must(x.damageState()) }, heal: restoreState},
+	{name: "state file gone", slow: true, inject: func(x *cell) { x.must(x.loseState()) }, stopped: func(x *cell) { x.must(x.loseState()) }, heal: restoreState},
+	{name: "state file damaged", slow: true, inject: func(x *cell) { x.must(x.damageState()) }, stopped: func(x *cell) { x.must(x.damageState()) }, heal: restoreState},
 	{name: "audit disk full", mounts: true, says: "audit_failures_total", inject: func(x *cell) { x.fill("audit") }, heal: func(x *cell) { x.empty("audit") }},
 	{name: "fd limit reached", deaf: true, inject: func(x *cell) { x.must(x.limitFiles(true)) }, started: func(x *cell) { x.must(x.limitFiles(true)) },
 		heal: func(x *cell) { x.must(x.limitFiles(false)) }},

@@ -28,7 +28,7 @@ var situations = []situation{
 }
 
 func restartPlugin(x *cell) {
-	x.s.restartPlugin(x.t, 0, !x.fault.cold && !x.fault.deaf, func() {
+	x.s.restartPlugin(x.t, 0, x.fault.slow, func() {
 		if x.fault.stopped != nil {
 			x.fault.stopped(x)
 		}
