@@ -44,7 +44,7 @@ func (p *progress) show(work rotation.Work, done, total int64) {
 // set tells how much is done; less than before means that the work began anew.
 func (p *progress) set(done, total int64) {
 	again := done < p.done
-	p.done = done
+	p.done, total = done, max(done, total) // more may have come than there was at first
 	switch {
 	case p.tty:
 		p.draw(again, done, total)

@@ -164,6 +164,7 @@ func TestProgressInALog(t *testing.T) {
 		goOn(16, rotation.Reencrypting, done, 1, 500_000)
 		goOn(14, rotation.Reencrypting, 0, 100, 1_000) // the next round
 		goOn(20, rotation.Proving, 0, 10, 10_000)
+		goOn(16, rotation.Reading, 0, 10, 100) // more came meanwhile
 		p.end()
 		want := `re-encrypting: 1500 of 5000 objects written again, 100/s, about 35 s left
 revision 7 was compacted away
@@ -171,6 +172,7 @@ re-encrypting: 2000 of 5000 objects written again, 33/s, about 90 s left
 re-encrypting: 2000 of 5000 objects written again
 re-encrypting: 2005 of 500000 objects written again, 0.3/s, about 415 h left
 proving: 150 of 10000 keys read, 10/s, about 16 min left
+reading etcd: 150 of 150 keys read, 10/s, about 0 s left
 `
 		if log.String() != want {
 			t.Errorf("the log is\n%s, want\n%s", log.String(), want)
