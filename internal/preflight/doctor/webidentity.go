@@ -109,8 +109,8 @@ func valuesOf(flag string, args []string) (out []string) {
 		if a == flag && i+1 < len(args) {
 			v, ok = args[i+1], true
 		}
-		if ok {
-			out = append(out, strings.TrimRight(v, "/"))
+		if v = strings.TrimRight(v, "/"); ok && v != "" {
+			out = append(out, v)
 		}
 	}
 	return out

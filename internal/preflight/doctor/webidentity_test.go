@@ -62,10 +62,11 @@ func TestCircle(t *testing.T) {
 
 func TestIssuersOf(t *testing.T) {
 	for data, want := range map[string][]string{
-		pod + issued:                             {"https://oidc.example/prod", "https://kubernetes.default.svc"},
-		pod + "    - --service-account-issuer\n": nil,
-		"kind: Pod\n":                            nil,
-		"[hunter2":                               nil,
+		pod + issued:                              {"https://oidc.example/prod", "https://kubernetes.default.svc"},
+		pod + "    - --service-account-issuer\n":  nil,
+		pod + "    - --service-account-issuer=\n": nil,
+		"kind: Pod\n":                             nil,
+		"[hunter2":                                nil,
 	} {
 		got, err := issuersOf(manifest(t, data))
 		if !slices.Equal(got, want) || (err == nil) != (want != nil) || err != nil && strings.Contains(err.Error(), "hunter2") {

@@ -36,6 +36,10 @@ func newCredentials(ctx context.Context, c Config, region string) (*store, aws.C
 		return nil, cfg, &ConfigError{Reason: static + " is a credential that nothing renews, and it would win over every role",
 			Remedy: "remove it and use a workload identity (instance role, Roles Anywhere), or set allowStaticCredentials: true for this key"}
 	}
+	if isToken(tokenFile(cfg, about.Kind)) { // which every message would quote as a path
+		return nil, cfg, &ConfigError{Reason: "a token stands where the path of the file with it is wanted (AWS_WEB_IDENTITY_TOKEN_FILE, web_identity_token_file)",
+			Remedy: "write the token to a file of mode 0600 and give its path; consider the token as known to whoever saw this environment"}
+	}
 	fetch := func(ctx context.Context) (aws.Credentials, error) { return retrieve(ctx, cfg.Credentials) }
 	if _, profile := sources(cfg); c.Broker != nil && (about.Kind == "process" || about.Kind == "assume-role" && startsProgram(profile)) {
 		fetch = func(ctx context.Context) (aws.Credentials, error) {

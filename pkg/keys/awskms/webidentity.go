@@ -111,3 +111,9 @@ func tokenFile(cfg aws.Config, kind string) string {
 	}
 	return p.WebIdentityTokenFile
 }
+
+// isToken says whether a path is a JSON Web Token by mistake: base64url of an object,
+// which has no slash.
+func isToken(path string) bool {
+	return strings.HasPrefix(path, "eyJ") && !strings.Contains(path, "/")
+}

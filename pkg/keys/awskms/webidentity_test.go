@@ -38,7 +38,7 @@ func webIdentity(t testing.TB, env map[string]string, config string) (awskms.Web
 	}
 	i, err := awskms.Inspect(t.Context(), awskms.Config{KeyARN: fuzzedARN, AllowStaticCredentials: true}, "")
 	if err != nil {
-		t.Fatal(err)
+		return awskms.WebIdentity{}, err
 	}
 	return i.WebIdentity()
 }
@@ -108,6 +108,24 @@ func TestWebIdentityCannotBeRead(t *testing.T) {
 		_, err := webIdentity(t, map[string]string{"AWS_WEB_IDENTITY_TOKEN_FILE": file, "AWS_ROLE_ARN": role}, "")
 		if err == nil || want != nil && !errors.Is(err, want) || want == nil && !strings.Contains(err.Error(), "is not a regular file") {
 			t.Errorf("%s: WebIdentity = %v, want %v", file, err, want)
+		}
+	}
+}
+
+// The token itself where its path is wanted: nothing begins, and nothing quotes it.
+func TestTokenInPlaceOfItsPath(t *testing.T) {
+	token := jwt(`{"iss":"https://issuer"}`)
+	for name, c := range map[string]struct {
+		env    map[string]string
+		config string
+	}{
+		"environment": {map[string]string{"AWS_WEB_IDENTITY_TOKEN_FILE": token, "AWS_ROLE_ARN": role}, ""},
+		"profile":     {nil, "[default]\nrole_arn = " + role + "\nweb_identity_token_file = " + token + "\n"},
+	} {
+		_, err := webIdentity(t, c.env, c.config)
+		var wrong *awskms.ConfigError
+		if !errors.As(err, &wrong) || wrong.Hint() == "" || !strings.Contains(err.Error(), "a token stands where the path") || strings.Contains(err.Error()+wrong.Hint(), token[:12]) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
