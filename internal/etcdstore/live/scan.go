@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -46,7 +47,7 @@ type page struct {
 func (e *Etcd) readAll(ctx context.Context, hold bool, begin func(etcdstore.Info) (etcdstore.Visit, error)) (int64, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p := &pager{etcd: e, next: "\x00", limit: firstLimit}
+	p := &pager{etcd: e, next: "\x00", limit: firstLimit, retries: 1}
 	first, err := p.fetch(ctx)
 	if err != nil {
 		return 0, err
@@ -54,6 +55,8 @@ func (e *Etcd) readAll(ctx context.Context, hold bool, begin func(etcdstore.Info
 	revision := first.Header.Revision
 	if hold {
 		p.revision = revision
+	} else {
+		p.retries = walkRetries
 	}
 	visit, err := begin(etcdstore.Info{
 		Kind: "live", Endpoints: e.config.Endpoints, ClusterID: fmt.Sprintf("%016x", first.Header.ClusterId),
@@ -95,6 +98,32 @@ type pager struct {
 	limit    int64
 	revision int64 // 0 is the newest
 	read     int64
+	retries  int // of a page
+}
+
+// A walk waits for etcd for a minute at least, so that a member may restart.
+const (
+	walkRetries = 13
+	retryPause  = 5 * time.Second
+)
+
+// away: no etcd answers, or it has no leader.
+func away(err error) bool {
+	var e rpctypes.EtcdError
+	code := status.Code(err)
+	if errors.As(err, &e) {
+		code = e.Code()
+	}
+	return code == codes.Unavailable || code == codes.DeadlineExceeded || errors.Is(err, context.DeadlineExceeded)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
 }
 
 func (p *pager) run(ctx context.Context, first *clientv3.GetResponse, out chan<- page) {
@@ -126,7 +155,8 @@ func (p *pager) advance(resp *clientv3.GetResponse) {
 
 // fetch reads one page; it tries a smaller one if the page is larger than a
 // message may be, and once more if the connection broke. With a revision every member
-// answers the same; without one the quorum does.
+// answers the same; without one the quorum does, and is waited for: what was walked for
+// hours would be lost, and no page is older for it.
 func (p *pager) fetch(ctx context.Context) (*clientv3.GetResponse, error) {
 	for tries := 0; ; tries++ {
 		resp, err := p.try(ctx)
@@ -138,8 +168,12 @@ func (p *pager) fetch(ctx context.Context) (*clientv3.GetResponse, error) {
 			return resp, nil
 		case status.Code(err) == codes.ResourceExhausted && p.limit > 1:
 			p.limit = max(p.limit/8, 1)
-		case ctx.Err() != nil, errors.Is(err, rpctypes.ErrCompacted), tries >= 1:
+		case ctx.Err() != nil, errors.Is(err, rpctypes.ErrCompacted), tries >= p.retries, tries > 0 && !away(err):
 			return nil, err
+		case tries > 0:
+			if pause(ctx, retryPause) != nil {
+				return nil, err
+			}
 		}
 	}
 }

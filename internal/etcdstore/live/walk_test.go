@@ -9,11 +9,15 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"kms-plugin.io/internal/etcdstore"
 )
@@ -25,6 +29,8 @@ type restless struct {
 	mu       sync.Mutex
 	kvs      []*mvccpb.KeyValue // by key
 	revision int64
+	fails    error // for so many calls
+	times    int
 }
 
 func (r *restless) find(key string) (int, bool) {
@@ -47,6 +53,10 @@ func (r *restless) put(key, value string) {
 func (r *restless) Get(_ context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.times > 0 && key != "\x00" {
+		r.times--
+		return nil, r.fails
+	}
 	op := clientv3.OpGet(key, opts...)
 	if op.Rev() != 0 && op.Rev() < r.revision {
 		return nil, rpctypes.ErrCompacted
@@ -110,5 +120,43 @@ func TestScanGivesUp(t *testing.T) {
 		t.Errorf("%v, after %d compactions", err, compacted)
 	} else if !strings.Contains(told.Hint(), "--etcd-compaction-interval") || !strings.Contains(told.Hint(), "kmsctl coverage --snapshot FILE") {
 		t.Errorf("hint: %s", told.Hint())
+	}
+}
+
+// A walk waits a minute for an etcd that is away, in the middle, and goes on where it
+// was; it does not wait for what will not pass. A scan, whose revision would be compacted
+// away, ends at once.
+func TestWalkWaitsForEtcd(t *testing.T) {
+	refused := status.Error(codes.PermissionDenied, "etcdserver: permission denied")
+	for name, tt := range map[string]struct {
+		fails error
+		times int
+		walk  bool
+		want  error
+		least time.Duration
+		most  time.Duration
+	}{
+		"back after a minute": {rpctypes.ErrNoLeader, 13, true, nil, time.Minute, time.Minute},
+		"cannot be dialled":   {status.Error(codes.Unavailable, "refused"), 2, true, nil, 5 * time.Second, 5 * time.Second},
+		"never back":          {rpctypes.ErrNoLeader, 1000, true, rpctypes.ErrNoLeader, time.Minute, time.Minute},
+		"refused":             {refused, 1000, true, refused, 0, 0},
+		"a scan":              {rpctypes.ErrNoLeader, 1000, false, rpctypes.ErrNoLeader, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, e := newRestless(5_000)
+				r.fails, r.times = tt.fails, tt.times
+				n, begun := 0, time.Now()
+				_, err := e.readAll(t.Context(), !tt.walk, func(etcdstore.Info) (etcdstore.Visit, error) {
+					return func(etcdstore.KV) error { n++; return nil }, nil
+				})
+				if !errors.Is(err, tt.want) || (err == nil) != (n == 5_000) {
+					t.Errorf("%d keys, %v, want %v", n, err, tt.want)
+				}
+				if took := time.Since(begun); took < tt.least || took > tt.most {
+					t.Errorf("it took %s", took)
+				}
+			})
+		})
 	}
 }
