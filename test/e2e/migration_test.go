@@ -56,13 +56,26 @@ func TestRotateByStorageVersionMigration(t *testing.T) {
 	}
 	args := append(append([]string{"rotate", "run", "-n", "default", "--to", c.keyID(p), "--via", "migration", "--encryption-config", filepath.Join(c.dir, "api1-encryption.yaml"),
 		"--plugin-config", filepath.Join(c.dir, "p1/config.yaml")}, c.kubeFlags(a)...), c.etcdFlags()...)
-	c.killed("re-encrypt: StorageVersionMigration kmsctl-", args...) // the next goes on with what it began
+	// Killed when it has begun the first migration; the next run goes on with that, or
+	// finds it ended, or nothing stale there any more.
+	before := c.killed("re-encrypt: StorageVersionMigration kmsctl-", args...)
+	begun := map[string]string{} // its name, by the first word of the resource's
+	for _, m := range regexp.MustCompile("StorageVersionMigration (kmsctl-([a-z]+)\\S+) of").FindAllStringSubmatch(before, -1) {
+		begun[m[2]] = m[1]
+	}
 	out, log := c.kmsctl(0, args...)
-	for _, want := range []string{"StorageVersionMigration of secrets: (Succeeded|an earlier one, kmsctl-secrets-.*, has ended: Succeeded)",
-		"StorageVersionMigration of widgets.example.com: Succeeded", "everything is under key_id " + regexp.QuoteMeta(c.keyID(p))} {
-		if !regexp.MustCompile(want).MatchString(string(out) + log) {
-			t.Errorf("no %q in\n%s%s", want, log, out)
+	for _, resource := range []string{"secrets", "widgets.example.com"} {
+		first, _, _ := strings.Cut(resource, ".")
+		if !regexp.MustCompile("StorageVersionMigration of "+regexp.QuoteMeta(resource)+": (Succeeded|an earlier one, kmsctl-.*, has ended: Succeeded)").MatchString(log) && begun[first] == "" {
+			t.Errorf("%s were not migrated: %s", resource, log)
 		}
+		again := regexp.MustCompile("StorageVersionMigration (kmsctl-" + first + "\\S+) of").FindStringSubmatch(log)
+		if again != nil && begun[first] != "" && again[1] != begun[first] {
+			t.Errorf("%s was begun though %s had been", again[1], begun[first])
+		}
+	}
+	if len(begun) == 0 || !strings.Contains(string(out), "everything is under key_id "+c.keyID(p)) {
+		t.Errorf("begun %v: %s%s", begun, log, out)
 	}
 	if list, err := a.Text(t.Context(), "/apis/storagemigration.k8s.io/v1/storageversionmigrations"); err != nil || strings.Contains(list, "kmsctl-") {
 		t.Errorf("migrations are left behind: %s, %v", list, err)
