@@ -35,8 +35,8 @@ func TestNothingIsSkippedSilently(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, decl := range file.Decls {
-			if f, ok := decl.(*ast.FuncDecl); ok && skips(f) {
-				found[strings.TrimPrefix(path, "../")+" "+f.Name.Name] = true
+			if skips(decl) {
+				found[strings.TrimPrefix(path, "../")+" "+nameOf(decl)] = true
 			}
 		}
 	}
@@ -71,9 +71,17 @@ func sources(t *testing.T) (out []string) {
 	return out
 }
 
-// skips: a function calls Skip, Skipf or SkipNow, but that of a package.
-func skips(f *ast.FuncDecl) (found bool) {
-	ast.Inspect(f, func(n ast.Node) bool {
+// nameOf a function, or of all that is declared at the top beside functions.
+func nameOf(d ast.Decl) string {
+	if f, ok := d.(*ast.FuncDecl); ok {
+		return f.Name.Name
+	}
+	return "(variables)"
+}
+
+// skips: a declaration calls Skip, Skipf or SkipNow, but that of a package.
+func skips(d ast.Decl) (found bool) {
+	ast.Inspect(d, func(n ast.Node) bool {
 		call, ok := n.(*ast.CallExpr)
 		if !ok {
 			return true

@@ -21,3 +21,12 @@ func Skip(t testing.TB, format string, args ...any) {
 	}
 	t.Skipf(format, args...)
 }
+
+// Less is for a test that goes on and proves less than it could.
+func Less(t testing.TB, format string, args ...any) {
+	t.Helper()
+	if os.Getenv(Variable) != "" {
+		t.Fatalf(format+" ("+Variable+" is set: all of this test must run)", args...)
+	}
+	t.Logf(format, args...)
+}

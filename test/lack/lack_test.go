@@ -15,6 +15,7 @@ type told struct {
 
 func (t *told) Helper()                   {}
 func (t *told) Skipf(f string, a ...any)  { t.ended("skipped: "+f, a...) }
+func (t *told) Logf(f string, a ...any)   { t.ended("went on: "+f, a...) }
 func (t *told) Fatalf(f string, a ...any) { t.ended("failed: "+f, a...) }
 
 // ended goes on, as no test does: what comes first counts.
@@ -32,6 +33,20 @@ func TestSkip(t *testing.T) {
 		t.Setenv(lack.Variable, value)
 		got := told{}
 		lack.Skip(&got, "no %s", "strace")
+		if got.end != want {
+			t.Errorf("with %q: %q, want %q", value, got.end, want)
+		}
+	}
+}
+
+func TestLess(t *testing.T) {
+	for value, want := range map[string]string{
+		"":  "went on: not root",
+		"1": "failed: not root (TESTS_MUST_RUN is set: all of this test must run)",
+	} {
+		t.Setenv(lack.Variable, value)
+		got := told{}
+		lack.Less(&got, "not %s", "root")
 		if got.end != want {
 			t.Errorf("with %q: %q, want %q", value, got.end, want)
 		}
