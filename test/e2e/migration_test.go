@@ -60,7 +60,7 @@ func TestRotateByStorageVersionMigration(t *testing.T) {
 	// finds it ended, or nothing stale there any more.
 	before := c.killed("re-encrypt: StorageVersionMigration kmsctl-", args...)
 	begun := map[string]string{} // its name, by the first word of the resource's
-	for _, m := range regexp.MustCompile("StorageVersionMigration (kmsctl-([a-z]+)\\S+) of").FindAllStringSubmatch(before, -1) {
+	for _, m := range regexp.MustCompile(`StorageVersionMigration (kmsctl-([a-z]+)\S+) of`).FindAllStringSubmatch(before, -1) {
 		begun[m[2]] = m[1]
 	}
 	out, log := c.kmsctl(0, args...)
