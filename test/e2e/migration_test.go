@@ -18,69 +18,46 @@ import (
 )
 
 // With a kube-controller-manager, StorageVersionMigration does the work and patches do
-// what it leaves out (events, which the garbage collector does not watch), on an etcd of
-// three members of which one dies on the way.
+// what it leaves out (events, which the garbage collector does not watch), on three API
+// servers and an etcd of three members of which one is dead. No client notices.
 func TestRotateByStorageVersionMigration(t *testing.T) {
-	c := newClusterOf(t, 3)
-	p := c.plugin("p1", "")
-	a := c.apiServer("api1", p)
-	c.serveWidgets(a)
-	kubeconfig := filepath.Join(c.dir, "manager-kubeconfig")
-	if err := controlplane.Kubeconfig(kubeconfig, a); err != nil {
-		t.Fatal(err)
-	}
-	m, err := controlplane.StartManager(t.Context(), bin, c.dir, kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = m.Kill() })
+	x := newTrioOf(t, newClusterOf(t, 3))
+	x.startManager()
 	const n = 100
-	for i := range n {
-		for _, resource := range []string{"secrets", "events", "widgets.example.com"} {
-			what := objects[resource]
-			if err := a.Create(t.Context(), what.path, fmt.Sprintf(what.body, fmt.Sprintf("m%d", i))); err != nil {
-				t.Fatal(err)
-			}
-		}
+	x.make(n, "secrets", "events", "widgets.example.com")
+	if err := x.etcd.Peers[1].Kill(); err != nil {
+		t.Fatal(err)
 	}
-	old := c.keyID(p)
-	c.cloud.Rotate(c.arn)
-	c.within(30*time.Second, "new key_id from the plugin", func(context.Context) error {
-		if c.keyID(p) == old {
+	for i := range x.a { // what was on its way to that member may fail, and is none of ours
+		x.within(30*time.Second, "it writes to the others", func(ctx context.Context) error {
+			_, err := x.a[i].CreateSecret(ctx, fmt.Sprintf("after-%d-%d", i, time.Now().UnixNano()), "v")
+			return err
+		})
+	}
+	old := x.keyID(x.p[0])
+	b := x.watch()
+	x.cloud.Rotate(x.arn)
+	x.within(30*time.Second, "new key_id from the plugin", func(context.Context) error {
+		if x.keyID(x.p[0]) == old {
 			return errors.New("still the old one")
 		}
 		return nil
 	})
-	if err := c.etcd.Peers[1].Kill(); err != nil {
-		t.Fatal(err)
-	}
-	args := append(append([]string{"rotate", "run", "-n", "default", "--to", c.keyID(p), "--via", "migration", "--encryption-config", filepath.Join(c.dir, "api1-encryption.yaml"),
-		"--plugin-config", filepath.Join(c.dir, "p1/config.yaml")}, c.kubeFlags(a)...), c.etcdFlags()...)
+	next := x.keyID(x.p[0])
+	args := x.rotateArgs("--to", next, "--via", "migration")
 	// Killed when it has begun the first migration; the next run goes on with that, or
 	// finds it ended, or nothing stale there any more.
-	before := c.killed("re-encrypt: StorageVersionMigration kmsctl-", args...)
-	begun := map[string]string{} // its name, by the first word of the resource's
-	for _, m := range regexp.MustCompile(`StorageVersionMigration (kmsctl-([a-z]+)\S+) of`).FindAllStringSubmatch(before, -1) {
-		begun[m[2]] = m[1]
-	}
-	out, log := c.kmsctl(0, args...)
-	for _, resource := range []string{"secrets", "widgets.example.com"} {
-		first, _, _ := strings.Cut(resource, ".")
-		if !regexp.MustCompile("StorageVersionMigration of "+regexp.QuoteMeta(resource)+": (Succeeded|an earlier one, kmsctl-.*, has ended: Succeeded)").MatchString(log) && begun[first] == "" {
-			t.Errorf("%s were not migrated: %s", resource, log)
-		}
-		again := regexp.MustCompile("StorageVersionMigration (kmsctl-" + first + "\\S+) of").FindStringSubmatch(log)
-		if again != nil && begun[first] != "" && again[1] != begun[first] {
-			t.Errorf("%s was begun though %s had been", again[1], begun[first])
-		}
-	}
-	if len(begun) == 0 || !strings.Contains(string(out), "everything is under key_id "+c.keyID(p)) {
+	begun := begunMigrations(x.killed("re-encrypt: StorageVersionMigration kmsctl-", args...))
+	x.bounce(1)
+	out, log := x.kmsctl(0, args...)
+	x.migrated(begun, log)
+	if len(begun) == 0 || !strings.Contains(string(out), "everything is under key_id "+next) {
 		t.Errorf("begun %v: %s%s", begun, log, out)
 	}
-	if list, err := a.Text(t.Context(), "/apis/storagemigration.k8s.io/v1/storageversionmigrations"); err != nil || strings.Contains(list, "kmsctl-") {
+	if list, err := x.a[0].Text(t.Context(), "/apis/storagemigration.k8s.io/v1/storageversionmigrations"); err != nil || strings.Contains(list, "kmsctl-") {
 		t.Errorf("migrations are left behind: %s, %v", list, err)
 	}
-	kvs, err := c.etcd.List(t.Context(), "/registry/events/")
+	kvs, err := x.etcd.List(t.Context(), "/registry/events/")
 	if err != nil || len(kvs) < n {
 		t.Fatalf("%d events, %v", len(kvs), err)
 	}
@@ -88,6 +65,60 @@ func TestRotateByStorageVersionMigration(t *testing.T) {
 		if strings.Contains(string(kv.Value), old) {
 			t.Errorf("%s is still under the old key_id", kv.Key)
 			break
+		}
+	}
+	b.check(t)
+}
+
+func (x *trio) startManager() {
+	x.t.Helper()
+	kubeconfig := filepath.Join(x.dir, "manager-kubeconfig")
+	if err := controlplane.Kubeconfig(kubeconfig, x.a[0]); err != nil {
+		x.t.Fatal(err)
+	}
+	m, err := controlplane.StartManager(x.t.Context(), bin, x.dir, kubeconfig)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	x.t.Cleanup(func() { _ = m.Kill() })
+}
+
+// make creates n objects of each resource.
+func (x *trio) make(n int, resources ...string) {
+	x.t.Helper()
+	for i := range n {
+		for _, resource := range resources {
+			what := objects[resource]
+			if err := x.a[i%3].Create(x.t.Context(), what.path, fmt.Sprintf(what.body, fmt.Sprintf("m%d", i))); err != nil {
+				x.t.Fatal(err)
+			}
+		}
+	}
+}
+
+var beginsMigration = regexp.MustCompile(`StorageVersionMigration (kmsctl-([a-z]+)\S+) of`)
+
+// begunMigrations are names of migrations, by the first word of the resource's name.
+func begunMigrations(log string) map[string]string {
+	out := map[string]string{}
+	for _, m := range beginsMigration.FindAllStringSubmatch(log, -1) {
+		out[m[2]] = m[1]
+	}
+	return out
+}
+
+// migrated demands of a run that it had both resources migrated, unless the run before
+// it had begun that, and that nothing was begun twice.
+func (x *trio) migrated(begun map[string]string, log string) {
+	x.t.Helper()
+	again := begunMigrations(log)
+	for _, resource := range []string{"secrets", "widgets.example.com"} {
+		first, _, _ := strings.Cut(resource, ".")
+		if !regexp.MustCompile("StorageVersionMigration of "+regexp.QuoteMeta(resource)+": (Succeeded|an earlier one, kmsctl-.*, has ended: Succeeded)").MatchString(log) && begun[first] == "" {
+			x.t.Errorf("%s were not migrated: %s", resource, log)
+		}
+		if begun[first] != "" && again[first] != "" && again[first] != begun[first] {
+			x.t.Errorf("%s was begun though %s had been", again[first], begun[first])
 		}
 	}
 }
