@@ -104,7 +104,8 @@ func newRunbook(t *testing.T) *runbook {
 	for _, p := range r.p {
 		plugins = append(plugins, p.HTTP())
 	}
-	r.env = []string{"PATH=" + tools + ":" + os.Getenv("PATH"), "HOME=" + r.dir, bridge(t, tools, r.answer, "aws", "ssh", "scp"),
+	r.cloud.AddPrincipal("operator")
+	r.env = []string{"AWS_CONTAINER_CREDENTIALS_FULL_URI=" + r.cloud.CredentialsURL("operator"), "AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null", "PATH=" + tools + ":" + os.Getenv("PATH"), "HOME=" + r.dir, bridge(t, tools, r.answer, "aws", "ssh", "scp"),
 		"NODES=node1 node2 node3", "SERVERS=" + kube[3], "KUBECONFIG=" + kube[1], "PLUGINS=" + strings.Join(plugins, ","),
 		"ETCD=--endpoints=" + r.etcd.URL + " --cacert= --cert= --key=", "ENCRYPTION=" + r.encryptions(3),
 		"CONFIG=" + config, "BACKUPS=" + filepath.Join(r.dir, backupsOf), "KEEP=30d", "COMPACTION=25s", "ACTIVATE_IN=3 seconds",
