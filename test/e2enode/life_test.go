@@ -177,4 +177,24 @@ func (c *cluster) join(t *testing.T) {
 	if !strings.Contains(out, first.IP) || !strings.Contains(out, second.IP) {
 		t.Error("the canary did not go through both API servers")
 	}
+	strangeCertificates(t, first)
+}
+
+// strangeCertificates: kubeadm's etcd has a CA of its own; what is of the cluster's opens
+// nothing, and the error says so.
+func strangeCertificates(t *testing.T, n *node.Node) {
+	t.Helper()
+	const pki = "/etc/kubernetes/pki/"
+	kmsctl(t, n, 0, "coverage")
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--cacert", pki + "ca.crt"}, "unknown authority"},
+		{[]string{"--cert", pki + "apiserver-kubelet-client.crt", "--key", pki + "apiserver-kubelet-client.key"}, "certificate"},
+	} {
+		if _, log := kmsctl(t, n, 1, append([]string{"coverage"}, tt.args...)...); !strings.Contains(log, tt.want) || !strings.Contains(log, "hint: ") {
+			t.Errorf("%v: no %q, or no hint, in %s", tt.args, tt.want, log)
+		}
+	}
 }
