@@ -38,7 +38,7 @@ func (s steps) retired(o OldKey) Step {
 
 func (s steps) retention(o OldKey) Step {
 	st := Step{Name: fmt.Sprintf("no backup that is kept needs key %q", o.Name), Do: []string{"keep the key until the last backup that needs it has expired"},
-		Check: s.flags.inventory()}
+		Check: s.flags.inventory(), Undo: nothingToUndo}
 	if s.Newest == nil {
 		st.Missing = []string{"no snapshot was given: --snapshots DIR"}
 	}

@@ -10,7 +10,7 @@ import (
 // anything: a problem is to be put right before the rotation goes on, a warning is
 // shown.
 func (p *Plan) Precede(r *preflight.Report) {
-	s := Step{Name: "What kmsctl preflight finds in the files is put right", Check: "kmsctl preflight on each node"}
+	s := Step{Name: "What kmsctl preflight finds in the files is put right", Check: "kmsctl preflight on each node", Undo: "the files as they were"}
 	for _, c := range r.Found() {
 		text := c.Name + ": " + c.Message
 		if c.Level == preflight.Problem {

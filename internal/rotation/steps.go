@@ -16,6 +16,9 @@ type steps struct {
 	flags Flags
 }
 
+// nothingToUndo is of steps that only wait or look.
+const nothingToUndo = "nothing to undo: it changes nothing"
+
 // pluginsMiss asks something of every plugin; a plugin that nobody asked has not got it.
 func (s steps) pluginsMiss(lacks func(p fleet.Plugin) string) (out []string) {
 	seen := map[string]bool{}
@@ -220,6 +223,6 @@ func (s steps) cold() Step {
 }
 
 func (s steps) keepMaterial() Step {
-	return Step{Name: "nothing goes: old material lives and dies with its key", byHand: true,
+	return Step{Name: "nothing goes: old material lives and dies with its key", byHand: true, Check: s.flags.inventory(), Undo: nothingToUndo,
 		Found: []string{"the KMS keeps it as long as the key; backups from before need it. Deleting the key would lose everything"}}
 }
