@@ -90,12 +90,14 @@ func coverageCommand() *cobra.Command {
 	var etcd etcdFlags
 	var known knowledgeFlags
 	var file, output, page string
+	var unverified bool
 	c := &cobra.Command{
 		Use:   "coverage [--snapshot FILE]",
 		Short: "Count in etcd what is stored under which key",
 		Long: `Read every value of a live etcd, or of a snapshot file, at one revision, and
 count by resource and key how it is stored. It needs no key and no plugin, and
-writes nothing. Exit code 0: done, and every --require holds; 3: one does not.`,
+writes nothing. Exit code 0: done, and every --require holds; 3: one does not; 2: none
+is judged, for the file has no hash that tells whether it is damaged.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {
@@ -112,6 +114,9 @@ writes nothing. Exit code 0: done, and every --require holds; 3: one does not.`,
 				return err
 			}
 			defer closeSource()
+			if err := judgeable(source, o.Gates, unverified); err != nil {
+				return err
+			}
 			o.Progress = bar.set
 			r, err := coverage.Scan(c.Context(), source, o)
 			bar.end()
@@ -125,6 +130,7 @@ writes nothing. Exit code 0: done, and every --require holds; 3: one does not.`,
 	etcd.add(c)
 	known.add(c)
 	c.Flags().StringVar(&file, "snapshot", "", "read this file of etcdctl snapshot save, or a copy of member/snap/db, instead of a live etcd")
+	allowUnverified(c, &unverified)
 	c.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	c.Flags().StringVar(&page, "report", "", "also write a page for an auditor to this HTML file")
 	for _, f := range []string{"endpoints", "cacert", "cert", "key"} {
@@ -146,6 +152,23 @@ func openSource(ctx context.Context, file string, c live.Config, bar *progress) 
 		return nil, nil, err
 	}
 	return e, func() { _ = e.Close() }, nil
+}
+
+const unverifiedFlag = "allow-unverified"
+
+func allowUnverified(c *cobra.Command, to *bool) {
+	c.Flags().BoolVar(to, unverifiedFlag, false, "judge a file that has no hash, as a copy of member/snap/db: damage in it cannot be told")
+}
+
+// judgeable refuses gates over a file of which nobody can tell whether it is damaged: a
+// page that is not what it was would pass for one that holds nothing.
+func judgeable(source etcdstore.Source, gates []coverage.Requirement, allowed bool) error {
+	f, ok := source.(*snapshot.File)
+	if !ok || f.Info().Verified || allowed || len(gates) == 0 {
+		return nil
+	}
+	return cli.WithHint(cli.Usage(fmt.Errorf("--require over %q, which has no hash to verify: damage in it cannot be told", f.Info().File)),
+		"take a snapshot with etcdctl snapshot save, or --"+unverifiedFlag+" to judge it all the same")
 }
 
 func deliver(c *cobra.Command, r *coverage.Report, output, page string) error {

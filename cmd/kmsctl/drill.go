@@ -63,8 +63,12 @@ func printDrill(w io.Writer, r *drill.Report, output string) error {
 	if output == "json" {
 		return printJSON(w, r)
 	}
-	fmt.Fprintf(w, "snapshot %q, revision %d: %d objects, %d under KMS v2, %d broken, %d encrypted in another way and not rehearsed\n",
-		r.Source.File, r.Source.Revision, r.Objects, r.KMSv2, r.Broken, r.Others)
+	verified := "hash verified"
+	if !r.Source.Verified {
+		verified = "no hash to verify"
+	}
+	fmt.Fprintf(w, "snapshot %q, %s, revision %d: %d objects, %d under KMS v2, %d broken, %d encrypted in another way and not rehearsed\n",
+		r.Source.File, verified, r.Source.Revision, r.Objects, r.KMSv2, r.Broken, r.Others)
 	for _, k := range r.Keys {
 		fmt.Fprintf(w, "%s, key_id %q: %d of %d seeds open, for %d objects\n", k.Provider, k.KeyID, k.Opened, k.Seeds, k.Objects)
 		for _, f := range k.Failures {

@@ -49,6 +49,7 @@ the evidence and the command; 3: it may not, with what stands against it.`,
 	c.Flags().StringSliceVar(&f.snapshots, "snapshots", nil, "snapshot files or directories: all that are kept")
 	c.Flags().BoolVar(&f.o.NoSnapshots, "no-snapshots", false, "there are no snapshots")
 	allowUnknown(c, &f.o.AllowUnknown)
+	allowUnverified(c, &f.o.AllowUnverified)
 	c.Flags().StringVarP(&f.namespace, "namespace", "n", "kube-system", "namespace for canaries")
 	c.Flags().StringVar(&f.prefix, "prefix", "/registry", "prefix of kube-apiserver in etcd (its --etcd-prefix)")
 	c.Flags().StringVar(&f.evidence, "evidence", "", "also write the evidence to this file, as JSON")

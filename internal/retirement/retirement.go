@@ -32,8 +32,10 @@ type Options struct {
 	History     etcdstore.Source // what watches can replay
 	Snapshots   []etcdstore.Source
 	NoSnapshots bool // there are none, says the operator
-	Canary      func(context.Context) *canary.Report
-	Unasked     func(context.Context) fleet.Unasked // API servers beside those of Canary
+	// AllowUnverified: a snapshot without a hash is not damaged, says the operator.
+	AllowUnverified bool
+	Canary          func(context.Context) *canary.Report
+	Unasked         func(context.Context) fleet.Unasked // API servers beside those of Canary
 	// AllowUnknown: there are no more API servers, says the operator.
 	AllowUnknown bool
 	APIServers   int
@@ -216,6 +218,8 @@ func past(ctx context.Context, o Options) (Check, error) {
 	return c, nil
 }
 
+const unverified = "--allow-unverified answers for it; etcdctl snapshot save writes a hash"
+
 func backups(ctx context.Context, o Options) (Check, error) {
 	c := Check{Name: "backups", OK: true, Remedy: "keep the key as long as these are kept: kmsctl inventory tells until when"}
 	if len(o.Snapshots) == 0 {
@@ -236,7 +240,12 @@ func backups(ctx context.Context, o Options) (Check, error) {
 			c.Found = append(c.Found, fmt.Sprintf("%s needs it: %s", r.Source.File, strings.Join(lost, "; ")))
 			continue
 		}
-		c.Found = append(c.Found, fmt.Sprintf("%s of %s: no value %s", r.Source.File, r.Source.FileTime.Format("2006-01-02"), nothing(r)))
+		what := fmt.Sprintf("%s of %s: no value %s", r.Source.File, r.Source.FileTime.Format("2006-01-02"), nothing(r))
+		if !r.Source.Verified {
+			c.OK = c.OK && o.AllowUnverified
+			what += "; it has no hash to verify, so damage in it cannot be told (" + unverified + ")"
+		}
+		c.Found = append(c.Found, what)
 	}
 	return c, nil
 }

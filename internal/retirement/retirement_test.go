@@ -15,12 +15,13 @@ import (
 )
 
 type source struct {
-	value string
-	err   error
+	value  string
+	err    error
+	noHash bool
 }
 
 func (s source) Scan(_ context.Context, begin func(etcdstore.Info) (etcdstore.Visit, error)) error {
-	visit, err := begin(etcdstore.Info{Kind: "x", File: "f.db", Revision: 7, Compacted: 3})
+	visit, err := begin(etcdstore.Info{Kind: "x", File: "f.db", Verified: !s.noHash, Revision: 7, Compacted: 3})
 	if err != nil {
 		return err
 	}
@@ -68,10 +69,13 @@ func TestMayNotGo(t *testing.T) {
 		change func(o *Options)
 		want   string
 	}{
-		"still read":      {func(o *Options) { o.Role = "read" }, "has role read"},
-		"stored":          {func(o *Options) { o.Live = bad }, "FAIL  etcd: secrets: 1 perhaps under it"},
-		"in history":      {func(o *Options) { o.History = bad }, "FAIL  history: secrets"},
-		"in a backup":     {func(o *Options) { o.Snapshots = append(o.Snapshots, bad) }, "FAIL  backups: f.db needs it"},
+		"still read":  {func(o *Options) { o.Role = "read" }, "has role read"},
+		"stored":      {func(o *Options) { o.Live = bad }, "FAIL  etcd: secrets: 1 perhaps under it"},
+		"in history":  {func(o *Options) { o.History = bad }, "FAIL  history: secrets"},
+		"in a backup": {func(o *Options) { o.Snapshots = append(o.Snapshots, bad) }, "FAIL  backups: f.db needs it"},
+		"a backup without a hash": {func(o *Options) {
+			o.Snapshots = append([]etcdstore.Source{source{value: under("new" + digest), noHash: true}}, o.Snapshots...)
+		}, "FAIL  backups: f.db of 0001-01-01: no value is under it; it has no hash to verify, so damage in it cannot be told (--allow-unverified"},
 		"no backup given": {func(o *Options) { o.Snapshots = nil }, "no snapshot was given"},
 		"a broken value":  {func(o *Options) { o.Live = source{value: "k8s:enc:x"} }, "1 broken"},
 		"an API server writes": {func(o *Options) {
@@ -141,6 +145,16 @@ func TestMayNotGo(t *testing.T) {
 	o.Unasked, o.AllowUnknown = func(context.Context) fleet.Unasked { return fleet.Unasked{Unknown: "no leases"} }, true
 	if e, err := Gather(t.Context(), o); err != nil || !e.MayGo {
 		t.Errorf("nobody can tell, and the operator does: %+v, %v", e, err)
+	}
+	o = good()
+	o.Snapshots, o.AllowUnverified = []etcdstore.Source{source{value: under("new" + digest), noHash: true}}, true
+	e, err := Gather(t.Context(), o)
+	if err != nil || !e.MayGo || !strings.Contains(strings.Join(e.Checks[5].Found, ""), "it has no hash to verify") {
+		t.Errorf("a backup without a hash, and the operator answers for it: %+v, %v", e, err)
+	}
+	o.Snapshots = append([]etcdstore.Source{bad}, o.Snapshots...)
+	if e, err := Gather(t.Context(), o); err != nil || e.MayGo {
+		t.Errorf("the operator answers for one file, and another needs the key: %+v, %v", e, err)
 	}
 	o = good()
 	o.Snapshots, o.NoSnapshots = nil, true
