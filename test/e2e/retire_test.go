@@ -4,13 +4,17 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"kms-plugin.io/internal/retirement"
 	"kms-plugin.io/test/fakekms"
 )
 
@@ -88,6 +92,9 @@ func TestRetire(t *testing.T) {
 	}
 	evidence := filepath.Join(c.dir, "evidence.json")
 	expect(retire(0, "--snapshots", after, "--evidence", evidence), "ok    history: ", "aws kms disable-key --region eu-west-1 --key-id "+c.arn)
+	c.proves(evidence, true, after)
+	expect(retire(3, "--snapshots", before, "--evidence", evidence), "may NOT go")
+	c.proves(evidence, false, before)
 	expect(retire(3, "--snapshots", before+","+after), "FAIL  backups: "+before+" needs it")
 	// An API server that starts anew opens nothing under it either.
 	c.restart(a)
@@ -95,4 +102,34 @@ func TestRetire(t *testing.T) {
 		c.read(a, fmt.Sprintf("s%d", i))
 	}
 	expect(retire(0, "--no-snapshots"), "may be disabled")
+}
+
+// proves holds the file of --evidence against what it must say of key prod: it may go, or
+// only the backup stands against it; each check is there, and what it found.
+func (c *cluster) proves(file string, mayGo bool, snapshot string) {
+	c.t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var e retirement.Evidence
+	if err := json.Unmarshal(data, &e); err != nil {
+		c.t.Fatal(err)
+	}
+	if e.APIVersion != retirement.APIVersion || e.Key != "prod" || !strings.Contains(e.Target, c.arn) || time.Since(e.At) > 5*time.Minute || e.MayGo != mayGo {
+		c.t.Errorf("evidence that the key may go (%t): %s", mayGo, data)
+	}
+	var names []string
+	for _, x := range e.Checks {
+		names = append(names, x.Name)
+		if x.OK != (mayGo || x.Name != "backups") || len(x.Found) == 0 || (x.Remedy == "") != x.OK {
+			c.t.Errorf("evidence that the key may go (%t): check %+v", mayGo, x)
+		}
+	}
+	if want := []string{"role", "plugins", "API servers", "etcd", "history", "backups"}; !slices.Equal(names, want) {
+		c.t.Fatalf("the evidence has the checks %q, want %q", names, want)
+	}
+	if found := strings.Join(e.Checks[5].Found, "\n"); !strings.Contains(found, snapshot) || strings.Contains(found, "no hash") {
+		c.t.Errorf("what it found in %s: %s", snapshot, found)
+	}
 }
