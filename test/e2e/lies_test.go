@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"kms-plugin.io/internal/rotation"
 	"kms-plugin.io/test/controlplane"
 	"kms-plugin.io/test/fakekms"
 )
@@ -242,7 +244,30 @@ func (x *liars) snapshotNeedsTheOldKey() {
 	x.expect(lie, x.retire(3, "--snapshots", x.before+","+after), "FAIL  backups: "+x.before+" needs it: ", "ok    etcd: ", "ok    history: ")
 	x.expect(lie, x.gate(3, "none-on=prod", "--snapshot", x.before), "secrets")
 	x.gate(0, "none-on=prod", "--snapshot", after)
+	if s := x.retention(x.before + "," + after); s.State == rotation.Done || !strings.Contains(strings.Join(s.Missing, "\n"), x.before+" of ") {
+		x.t.Errorf("%s: rotate plan does not name it: %+v", lie, s)
+	}
+	if s := x.retention(after); s.State != rotation.Done {
+		x.t.Errorf("%s: and when it is gone: %+v", lie, s)
+	}
 	x.expect(lie, x.retire(0, "--snapshots", after), `key "prod" may be disabled`)
+}
+
+// retention is the step of a plan that is about backups that need key prod. The exit code
+// says nothing of it: it is 3 because each plugin of this test has a file of its own.
+func (x *liars) retention(snapshots string) rotation.Step {
+	x.t.Helper()
+	out, _ := x.kmsctl(3, x.args("rotate", "plan", "-o", "json", "--to", "next", "--encryption-config", x.encryptions(2), "--plugin-config", x.config(0),
+		"--plugins", x.p[0].HTTP()+","+x.p[1].HTTP(), "--snapshots", snapshots)...)
+	var p struct{ Steps []rotation.Step }
+	if err := json.Unmarshal(out, &p); err != nil {
+		x.t.Fatal(err)
+	}
+	i := slices.IndexFunc(p.Steps, func(s rotation.Step) bool { return s.Name == `no backup that is kept needs key "prod"` })
+	if i < 0 {
+		x.t.Fatalf("the plan has no step about backups that need the key: %s", out)
+	}
+	return p.Steps[i]
 }
 
 // retirePlugin gives key prod the role retired and starts all anew: a plugin counts what it
