@@ -41,3 +41,10 @@ func (m *mapping) read(k, v []byte) {
 	// It is an advice: if it is refused nothing is wrong but memory.
 	_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.start, m.size, unix.MADV_DONTNEED)
 }
+
+// faulted tells of a panic that it is about a page of the file which is not there any
+// more.
+func (m *mapping) faulted(p any) bool {
+	f, ok := p.(interface{ Addr() uintptr }) // runtime/debug.SetPanicOnFault
+	return ok && m != nil && f.Addr()-m.start < m.size
+}

@@ -42,7 +42,7 @@ func TestMappedPagesAreLetGo(t *testing.T) {
 	defer db.Close()
 	before, most, n := fileMemory(t), 0, 0
 	err = db.View(func(tx *bbolt.Tx) error {
-		r := (&File{path: path}).reader(db, tx)
+		r := (&File{path: path}).reader(tx, newMapping(db, tx.Size()))
 		r.pages.size, r.pages.window = uintptr(tx.Size()), window
 		return r.pass(t.Context(), 0, 1, pairs, func(kv etcdstore.KV) error {
 			if strings.Count(string(kv.Value), "x") != size {

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -27,19 +28,52 @@ type reader struct {
 	seen  *seen
 }
 
-func (s *File) reader(db *bbolt.DB, tx *bbolt.Tx) *reader {
-	return &reader{s, tx, tx.Bucket([]byte("key")), newMapping(db, s.info.Bytes), nil}
+func (s *File) reader(tx *bbolt.Tx, pages *mapping) *reader {
+	return &reader{s, tx, tx.Bucket([]byte("key")), pages, nil}
+}
+
+// all visits every key; visiting is true while the visitor has it.
+func (r *reader) all(ctx context.Context, begin func(etcdstore.Info) (etcdstore.Visit, error), visiting *bool) error {
+	if r.keys == nil {
+		return &Error{r.path, "a bbolt database, but not one of etcd: it has no bucket \"key\"", "give the file that etcdctl snapshot save wrote"}
+	}
+	info, revisions, err := r.describe(ctx)
+	if err != nil {
+		return err
+	}
+	visit, err := begin(info)
+	if err != nil {
+		return err
+	}
+	guarded := func(kv etcdstore.KV) error {
+		*visiting = true
+		err := visit(kv)
+		*visiting = false
+		return err
+	}
+	passes := 1 + revisions/maxSeen
+	for pass := range passes {
+		if err := r.pass(ctx, pass, passes, revisions, guarded); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // describe finds the revision and counts the revisions there are.
 func (r *reader) describe(ctx context.Context) (etcdstore.Info, int, error) {
 	info, n := r.info, 0
+	var last []byte
 	c := r.keys.Cursor()
 	for k, v := c.First(); k != nil; k, v = c.Next() {
 		r.pages.read(k, v)
 		if len(k) != revisionSize && len(k) != revisionSize+1 {
 			return info, 0, &Error{r.path, "a key of bucket \"key\" is no revision", makeAgain}
 		}
+		if bytes.Compare(k, last) <= 0 { // as damage does it
+			return info, 0, &Error{r.path, "its revisions are not in order", makeAgain}
+		}
+		last = append(last[:0], k...) // its page may be let go
 		info.Revision = int64(binary.BigEndian.Uint64(k))
 		if n%checkEvery == 0 && ctx.Err() != nil {
 			return info, 0, ctx.Err()

@@ -132,13 +132,18 @@ func (s *File) Info() etcdstore.Info { return s.info }
 // is an error and never a crash.
 func (s *File) Scan(ctx context.Context, begin func(etcdstore.Info) (etcdstore.Visit, error)) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	inVisit := false
+	var pages *mapping
+	visiting := false
 	defer func() {
 		if p := recover(); p != nil {
-			if inVisit {
+			switch {
+			case pages.faulted(p):
+				err = s.damaged(ctx, errGone)
+			case visiting:
 				panic(p) // not about the file
+			default:
+				err = s.damaged(ctx, fmt.Errorf("%v", p))
 			}
-			err = &Error{s.path, fmt.Sprintf("its pages are damaged: %v", p), makeAgain}
 		}
 	}()
 	db, err := bbolt.Open(s.path, 0o400, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
@@ -154,31 +159,18 @@ func (s *File) Scan(ctx context.Context, begin func(etcdstore.Info) (etcdstore.V
 	if tx.Size() > s.info.Bytes {
 		return &Error{s.path, fmt.Sprintf("truncated: it should have %d bytes and has %d", tx.Size(), s.info.Bytes), makeAgain}
 	}
-	r := s.reader(db, tx)
-	if r.keys == nil {
-		return &Error{s.path, "a bbolt database, but not one of etcd: it has no bucket \"key\"", "give the file that etcdctl snapshot save wrote"}
+	pages = newMapping(db, s.info.Bytes)
+	if err := checkTree(ctx, db, tx, pages); err != nil {
+		return s.damaged(ctx, err)
 	}
-	info, revisions, err := r.describe(ctx)
-	if err != nil {
-		return err
+	return s.reader(tx, pages).all(ctx, begin, &visiting)
+}
+
+func (s *File) damaged(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
-	visit, err := begin(info)
-	if err != nil {
-		return err
-	}
-	guarded := func(kv etcdstore.KV) error {
-		inVisit = true
-		err := visit(kv)
-		inVisit = false
-		return err
-	}
-	passes := 1 + revisions/maxSeen
-	for pass := range passes {
-		if err := r.pass(ctx, pass, passes, revisions, guarded); err != nil {
-			return err
-		}
-	}
-	return nil
+	return &Error{s.path, fmt.Sprintf("its pages are damaged: %v", err), makeAgain}
 }
 
 func (s *File) openError(err error) error {

@@ -42,30 +42,7 @@ func write(t *testing.T, history []change, hashed bool) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		keys, err := tx.CreateBucket([]byte("key"))
-		if err != nil {
-			return err
-		}
-		meta, err := tx.CreateBucket([]byte("meta"))
-		if err != nil {
-			return err
-		}
-		if err := meta.Put([]byte("finishedCompactRev"), revision(1, false)); err != nil {
-			return err
-		}
-		for i, c := range history {
-			v, err := proto.Marshal(&mvccpb.KeyValue{Key: []byte(c.key), Value: []byte(c.value), ModRevision: int64(i + 2), CreateRevision: 1, Version: 1, Lease: 7})
-			if err != nil {
-				return err
-			}
-			if err := keys.Put(revision(i+2, c.value == ""), v); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := db.Update(func(tx *bbolt.Tx) error { return fill(tx, history) }); err != nil {
 		t.Fatal(err)
 	}
 	if err := db.Close(); err != nil {
@@ -75,6 +52,30 @@ func write(t *testing.T, history []change, hashed bool) string {
 		appendHash(t, path)
 	}
 	return path
+}
+
+func fill(tx *bbolt.Tx, history []change) error {
+	keys, err := tx.CreateBucket([]byte("key"))
+	if err != nil {
+		return err
+	}
+	meta, err := tx.CreateBucket([]byte("meta"))
+	if err != nil {
+		return err
+	}
+	if err := meta.Put([]byte("finishedCompactRev"), revision(1, false)); err != nil {
+		return err
+	}
+	for i, c := range history {
+		v, err := proto.Marshal(&mvccpb.KeyValue{Key: []byte(c.key), Value: []byte(c.value), ModRevision: int64(i + 2), CreateRevision: 1, Version: 1, Lease: 7})
+		if err != nil {
+			return err
+		}
+		if err := keys.Put(revision(i+2, c.value == ""), v); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func appendHash(t *testing.T, path string) {
@@ -162,7 +163,7 @@ func TestScanAgainstReplay(t *testing.T) {
 	defer db.Close()
 	shared := map[string]string{}
 	err = db.View(func(tx *bbolt.Tx) error {
-		r := (&File{path: path}).reader(db, tx)
+		r := (&File{path: path}).reader(tx, newMapping(db, tx.Size()))
 		for pass := range 3 {
 			if err := r.pass(t.Context(), pass, 3, len(history), func(kv etcdstore.KV) error {
 				shared[string(kv.Key)] += fmt.Sprintf("%s@%d", kv.Value, kv.ModRevision)
@@ -284,23 +285,5 @@ func TestErrorOfTheVisitor(t *testing.T) {
 	}()
 	_ = s.Scan(t.Context(), func(etcdstore.Info) (etcdstore.Visit, error) {
 		return func(etcdstore.KV) error { panic("mine") }, nil
-	})
-}
-
-func FuzzDecode(f *testing.F) {
-	v, _ := proto.Marshal(&mvccpb.KeyValue{Key: []byte("/a"), Value: []byte("b"), ModRevision: 5, Lease: 1})
-	f.Add(v)
-	f.Fuzz(func(t *testing.T, in []byte) {
-		kv, err := decode(in)
-		if err != nil {
-			return
-		}
-		var want mvccpb.KeyValue
-		if err := proto.Unmarshal(in, &want); err != nil {
-			return // stricter about UTF-8, groups and the like than we need to be
-		}
-		if !bytes.Equal(kv.Key, want.Key) || !bytes.Equal(kv.Value, want.Value) || kv.ModRevision != want.ModRevision {
-			t.Fatalf("%v, want %v", kv, &want)
-		}
 	})
 }
