@@ -2,6 +2,7 @@ package fakekms
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -113,6 +114,18 @@ func (s *Server) ExpireCredentials(name string) {
 			}
 		}
 	}
+}
+
+// Tokens are the session tokens that were handed out so far, also those that ended.
+func (s *Server) Tokens(name string) (out []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.principals {
+		if p.name == name {
+			out = slices.AppendSeq(out, maps.Keys(p.tokens))
+		}
+	}
+	return out
 }
 
 // session is one set of credentials as it is handed out.
