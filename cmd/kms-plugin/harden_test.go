@@ -27,6 +27,8 @@ type served struct {
 	dir, config string
 	keys        string // of the configuration
 	environment []string
+	uid         int      // 0: that of the test
+	allowed     []uint32 // nil: the default
 	log         journal
 	cmd         *exec.Cmd // nil: stopped
 }
@@ -36,14 +38,14 @@ func (s *served) write(more string) {
 	data := fmt.Sprintf(`apiVersion: kms-plugin.io/v1
 kind: KMSPluginConfiguration
 clusterID: c
-socket: {path: %[1]s/run/s}
+socket: {path: %[1]s/run/s%[4]s}
 stateDir: %[1]s/state
 listenAddress: 127.0.0.1:0
 audit: {path: %[1]s/log/audit}
 rotation: {readableFor: 0s}
 reload: {interval: 100ms}
 %[2]skeys:
-%[3]s`, s.dir, more, s.keys)
+%[3]s`, s.dir, more, s.keys, allowedUIDs(s.allowed))
 	// Replaced by renaming, as careful people and ConfigMaps do.
 	if err := errors.Join(os.WriteFile(s.config+".new", []byte(data), 0o600), os.Rename(s.config+".new", s.config)); err != nil {
 		s.t.Fatal(err)
@@ -93,6 +95,9 @@ func (s *served) run() {
 	s.t.Helper()
 	// By way of a shell, which lets it leave a core file of any size.
 	c := exec.CommandContext(context.WithoutCancel(s.t.Context()), "/bin/sh", "-c", `ulimit -c unlimited 2>/dev/null; exec "$0" serve --config "$1"`, os.Args[0], s.config)
+	if s.uid != 0 {
+		c.Args[3], c.SysProcAttr = programFor(s.t, s.dir), as(s.uid)
+	}
 	c.Env, c.Stderr, c.Dir = append([]string{asProgram + "=1", "HOME=" + s.dir}, s.environment...), &s.log, s.dir
 	if err := c.Start(); err != nil {
 		s.t.Fatal(err)

@@ -65,6 +65,7 @@ type manager struct {
 	child        *exec.Cmd
 	childLog     journal
 	withoutFD    bool
+	uid          int // of the child, 0: that of the test
 	watchdogUSec string
 }
 
@@ -132,6 +133,9 @@ func (m *manager) start() {
 	// The shell knows the pid that the program will have.
 	m.child = exec.Command("sh", "-c", "LISTEN_PID=$$ exec "+exe+" serve --config "+m.config)
 	m.child.Env = append(os.Environ(), asProgram+"=1", "NOTIFY_SOCKET="+m.dir+"/n", "WATCHDOG_USEC="+m.watchdogUSec)
+	if m.uid != 0 {
+		m.child.Args[2], m.child.SysProcAttr = strings.Replace(m.child.Args[2], exe, programFor(m.t, m.dir), 1), as(m.uid)
+	}
 	m.child.Stdout, m.child.Stderr = &m.childLog, &m.childLog
 	if !m.withoutFD {
 		f, err := m.socket.File()

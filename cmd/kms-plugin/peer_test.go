@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,6 +32,39 @@ func dialAsPeer(path string) {
 	}
 }
 
+// peer is a process of another user that dials a socket; dir is one that it reaches.
+func peer(t *testing.T, dir, socket string, uid int) string {
+	t.Helper()
+	c := exec.CommandContext(t.Context(), programFor(t, dir))
+	c.Env, c.Dir, c.SysProcAttr = []string{peerEnv + "=" + socket}, "/", as(uid)
+	out, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("peer of uid %d: %v\n%s", uid, err, out)
+	}
+	return string(out)
+}
+
+func as(uid int) *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+}
+
+// programFor is a copy of this binary that any user may start who reaches dir.
+func programFor(t *testing.T, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "program")
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	data, err := os.ReadFile("/proc/self/exe")
+	if err == nil {
+		err = os.WriteFile(path, data, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // A process of another uid reaches the socket of a real daemon, whose modes were
 // opened on purpose: it is sent away, and log, metric and audit log say so.
 func TestPeerOfAnotherUIDIsTold(t *testing.T) {
@@ -43,19 +77,8 @@ func TestPeerOfAnotherUIDIsTold(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	exe := s.dir + "/peer"
-	data, err := os.ReadFile("/proc/self/exe")
-	if err == nil {
-		err = os.WriteFile(exe, data, 0o755)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	peer := exec.CommandContext(t.Context(), exe)
-	peer.Env, peer.Dir = []string{peerEnv + "=" + s.dir + "/run/s"}, "/"
-	peer.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65533, Gid: 65533}}
-	if out, err := peer.CombinedOutput(); err != nil || !strings.Contains(string(out), "closed") {
-		t.Fatalf("the peer: %v\n%s", err, out)
+	if out := peer(t, s.dir, s.dir+"/run/s", 65533); !strings.Contains(out, "closed") {
+		t.Fatalf("the peer: %s", out)
 	}
 	s.until(`"msg":"peer refused","uid":65533`)
 	s.until("add its uid to socket.allowedUIDs")
