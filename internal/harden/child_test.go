@@ -24,7 +24,7 @@ const childEnv = "HARDEN_TEST_CHILD"
 
 // orders are what a child has to do.
 type orders struct {
-	Do      string // "attempt", "crash" or "wait"
+	Do      string // "attempt", "crash", "resolve", "run" or "wait"
 	Policy  harden.Policy
 	Outside string // a file that the policy does not open
 	Inside  string // a directory that it lets write
@@ -66,6 +66,13 @@ func child(o orders) {
 		select {}
 	case "resolve":
 		resolve(r, o)
+		return
+	case "run":
+		c := exec.Command(o.Outside, "-u")
+		c.Stdout, c.Stderr = os.Stdout, os.Stderr
+		if err := c.Run(); err != nil {
+			panic(err)
+		}
 		return
 	case "wait":
 		fmt.Println("ready")
