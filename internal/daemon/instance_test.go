@@ -180,8 +180,12 @@ func (i *instance) sealed() *kmsapi.EncryptResponse {
 
 const seed = "0123456789abcdef0123456789abcdef"
 
-func (i *instance) decrypt(e *kmsapi.EncryptResponse) error {
-	r, err := i.kms.Decrypt(i.t.Context(), request(e))
+func (i *instance) decrypt(e *kmsapi.EncryptResponse) error { return i.decryptFor("test-uid", e) }
+
+func (i *instance) decryptFor(uid string, e *kmsapi.EncryptResponse) error {
+	in := request(e)
+	in.Uid = uid
+	r, err := i.kms.Decrypt(i.t.Context(), in)
 	if err == nil && string(r.Plaintext) != seed {
 		err = errors.New("other bytes came back")
 	}
