@@ -106,7 +106,7 @@ func (s *Server) Close() {
 }
 
 // SetClock moves the fake's clock against the real one: requests dated more than
-// five minutes away from it are refused.
+// five minutes away from it are refused, and credentials begin and end by it.
 func (s *Server) SetClock(offset time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -117,8 +117,11 @@ func (s *Server) SetClock(offset time.Duration) {
 func (s *Server) now() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return time.Now().Add(s.clock)
+	return s.time()
 }
+
+// time is now; mu is held.
+func (s *Server) time() time.Time { return time.Now().Add(s.clock) }
 
 // SetConsistency makes wraps after a rotation eventually consistent: fn chooses
 // an index of the key's material history for the caller's n-th Encrypt. Nil is

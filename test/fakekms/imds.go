@@ -50,7 +50,7 @@ func (s *Server) metadata(w http.ResponseWriter, r *http.Request, principal stri
 			http.NotFound(w, r)
 			return
 		}
-		_ = json.NewEncoder(w).Encode(map[string]string{"Code": "Success", "Type": "AWS-HMAC", "LastUpdated": time.Now().UTC().Format(time.RFC3339),
+		_ = json.NewEncoder(w).Encode(map[string]string{"Code": "Success", "Type": "AWS-HMAC", "LastUpdated": s.now().UTC().Format(time.RFC3339),
 			"AccessKeyId": c.AccessKeyID, "SecretAccessKey": c.Secret, "Token": c.Token, "Expiration": c.Ends.UTC().Format(time.RFC3339)}) // the client may be gone
 	default:
 		http.NotFound(w, r)

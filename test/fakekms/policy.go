@@ -146,7 +146,7 @@ func (s *Server) open(name string) (out *session, ok bool) {
 		if p.failing {
 			return nil, true
 		}
-		token, ends := randomHex(16), time.Now().Add(p.lifetime)
+		token, ends := randomHex(16), s.time().Add(p.lifetime)
 		p.tokens[token] = ends
 		return &session{id, p.secret, token, ends}, true
 	}
@@ -182,11 +182,12 @@ func (s *Server) caller(r *http.Request) (who, region string, fail *failure) {
 	if !known {
 		return "", "", refuse("UnrecognizedClientException", "The security token included in the request is invalid.")
 	}
-	if time.Now().After(ends) {
+	now := s.time()
+	if now.After(ends) {
 		return "", "", refuse("ExpiredTokenException", "The security token included in the request is expired")
 	}
 	at, err := time.Parse("20060102T150405Z", r.Header.Get("X-Amz-Date"))
-	if now := time.Now().Add(s.clock); err != nil || now.Sub(at).Abs() > 5*time.Minute {
+	if err != nil || now.Sub(at).Abs() > 5*time.Minute {
 		return "", "", refuse("InvalidSignatureException", "Signature expired: "+r.Header.Get("X-Amz-Date")+" is now earlier than the allowed time")
 	}
 	return p.name, parts[2], nil

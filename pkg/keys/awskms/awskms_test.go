@@ -169,6 +169,23 @@ func TestCredentials(t *testing.T) {
 	if err := wrap(kek(t, s, arn)); err != nil {
 		t.Errorf("the first call with a clock that is off = %v, want it made again with the clock of KMS", err)
 	}
+	s.SetCredentials("default", 5*time.Minute, false)
+	behind := kek(t, s, arn)
+	if err := wrap(behind); err != nil {
+		t.Errorf("a clock that is behind, with a credential for five minutes: %v", err)
+	}
+	s.SetClock(16 * time.Minute) // it has ended, and this node does not know
+	if err := wrap(behind); keys.ClassOf(err) != keys.ClassCredential || !strings.Contains(err.Error(), "Expired") {
+		t.Errorf("with an ended credential and a clock that is behind = %v, want class credential", err)
+	}
+	s.SetClock(-10 * time.Minute)
+	if err := wrap(kek(t, s, arn)); keys.ClassOf(err) != keys.ClassCredential || !strings.Contains(err.Error(), "clock of this node is ahead") {
+		t.Errorf("a clock that is ahead of the end of the credential = %v, want class credential and the cause", err)
+	}
+	s.SetCredentials("default", time.Hour, false)
+	if err := wrap(kek(t, s, arn)); err != nil {
+		t.Errorf("a clock that is ahead, with a credential for an hour: %v", err)
+	}
 	s.SetClock(0)
 	s.SetFault(fakekms.Fault{Kind: fakekms.Custom, Status: 400, Code: "InvalidSignatureException", Text: "Signature expired: it is now earlier than the allowed time"})
 	var e *keys.Error

@@ -202,4 +202,4 @@ func longLived(cfg aws.Config, about keys.Credential) string {
 	return ""
 }
 
-var errEnded = errors.New("the source hands out a credential that has ended already: it, or the clock of this node, is behind")
+var errEnded = errors.New("the source hands out a credential that has ended already: it is behind, or the clock of this node is ahead")
