@@ -14,7 +14,6 @@ import (
 
 	"kms-plugin.io/internal/audit"
 	"kms-plugin.io/internal/durable"
-	"kms-plugin.io/internal/state"
 	"kms-plugin.io/pkg/keys"
 	"kms-plugin.io/pkg/keys/localfile"
 )
@@ -31,7 +30,11 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if err := os.RemoveAll(lived); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(code)
 }
 
 // a case makes what was there before, changes it in the process that is killed, and
@@ -55,19 +58,7 @@ var cases = map[string]change{
 			return err
 		},
 	},
-	"state": {
-		before: func(path string) error { return state.Save(filepath.Dir(path), &state.State{ClusterID: "c"}) },
-		act: func(path string) error {
-			return state.Save(filepath.Dir(path), &state.State{ClusterID: "c", Journal: make([]state.Reported, 100)})
-		},
-		after: func(path, _ string) error {
-			s, err := state.Load(filepath.Dir(path), "c")
-			if err == nil && (s == nil || len(s.Journal) != 0 && len(s.Journal) != 100) {
-				err = fmt.Errorf("state is %+v", s)
-			}
-			return err
-		},
-	},
+	"state": {before: layState, act: saveNext, after: startsFromWhatIsLeft},
 	"keygen": {
 		act: localfile.Create,
 		after: func(path, _ string) error { // whole, or not there and can be made
