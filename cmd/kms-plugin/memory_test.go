@@ -40,11 +40,13 @@ var inMemory = map[string]holding{
 	"session token":     {1, 1, 1000}, // in each request that the collector has not taken yet; those of earlier lives are gone
 }
 
-// atOnce is for what was read, or dumped by a crash, before the connection used the
-// buffers of the KMS' answer again.
+// atOnce is for what was read, or dumped by a crash, before the connections used their
+// buffers again, and the collector came, on a machine that may be busy.
 func atOnce() map[string]holding {
 	may := maps.Clone(inMemory)
 	may["local KEK"], may["local KEK in JSON"] = holding{0, 1, 4}, holding{0, 1, 4}
+	may["seed"] = holding{0, 4, 8}
+	may["its sealing key"], may["secret access key"] = holding{1, 1, 16}, holding{1, 1, 16}
 	return may
 }
 
