@@ -68,7 +68,8 @@ type otherKey struct {
 	LastFile string     `json:"lastFile,omitempty"`
 	LastTime *time.Time `json:"lastTime,omitempty"`
 	// MayGo is the first day on which no kept snapshot needs it, if none from after
-	// this run does. It is not told where the times of the snapshots cannot be right.
+	// this run does. It is not told where the times of the snapshots cannot be right, or
+	// one has no hash.
 	MayGo *time.Time `json:"mayGo,omitempty"`
 }
 
@@ -118,7 +119,7 @@ func (r *rotated) needs(o *otherKey, n coverage.Needed) {
 	if n.Newest && r.Report.ReadAt.After(last) {
 		last = r.Report.ReadAt
 	}
-	if kept, err := time.ParseDuration(r.Backups.Keep); err == nil && len(r.Backups.Warnings) == 0 {
+	if kept, err := time.ParseDuration(r.Backups.Keep); err == nil && len(r.odd()) == 0 {
 		day := coverage.Expires(last, kept)
 		o.MayGo = &day
 	}
@@ -140,13 +141,24 @@ func (r rotated) print(w io.Writer) error {
 			fmt.Fprintf(w, "key %q: no object is under it%s; %s\n", coverage.Printable(o.Name), r.neededUntil(o), o.toRetire())
 		}
 	}
-	if r.Backups != nil {
-		for _, s := range r.Backups.Warnings {
-			fmt.Fprintf(w, "warning: %s\n", coverage.Printable(s))
-		}
+	for _, s := range r.odd() {
+		fmt.Fprintf(w, "warning: %s\n", coverage.Printable(s))
 	}
 	_, err := fmt.Fprintln(w, "before an old key goes: take a new snapshot, ask kmsctl inventory for the backups that need it, and let etcd compact")
 	return err
+}
+
+// odd is why what the backups say of a key may not be all.
+func (r rotated) odd() (out []string) {
+	if r.Backups == nil {
+		return nil
+	}
+	for _, s := range r.Backups.Snapshots {
+		if !s.Source.Verified {
+			out = append(out, s.Source.File+" has no hash to verify: what it seems not to need, it may need")
+		}
+	}
+	return append(out, r.Backups.Warnings...)
 }
 
 // neededUntil is what the backups say of a key.

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"kms-plugin.io/internal/cli"
 	"kms-plugin.io/internal/config"
 	"kms-plugin.io/internal/coverage"
+	"kms-plugin.io/internal/etcdstore"
 	"kms-plugin.io/internal/rotation"
 	"kms-plugin.io/pkg/keys"
 )
@@ -56,7 +58,7 @@ func TestRotatedWithBackups(t *testing.T) {
 	of := func(id, keyID, file string, at time.Time, newest bool) coverage.Needed {
 		return coverage.Needed{Key: coverage.Key{ID: id, KeyID: keyID}, LastFile: file, LastTime: at, Newest: newest}
 	}
-	inv := &coverage.Inventory{Keep: "720h0m0s", Snapshots: make([]coverage.Snapshot, 3), Keys: []coverage.Needed{
+	inv := &coverage.Inventory{Keep: "720h0m0s", Snapshots: slices.Repeat([]coverage.Snapshot{{Source: etcdstore.Info{File: "b.db", Verified: true}}}, 3), Keys: []coverage.Needed{
 		of("p1", "prod:"+digest, "a.db", day.AddDate(0, 0, -9), false), of("p2", "prod:1"+digest[1:], "b.db", day, true),
 		of("u", "used:"+digest, "b.db", day, true), of("g", "gone:"+digest, "a.db", day.AddDate(0, 0, -9), false), of("n", "next:"+digest, "b.db", day, true)}}
 	r := newRotated(proof(day.Add(10*time.Hour)), rotatedRing, inv)
@@ -70,6 +72,10 @@ func TestRotatedWithBackups(t *testing.T) {
 	// Where the times contradict the revisions no day is told, and why not is.
 	inv.Warnings = []string{"file times were lost"}
 	if text := ending(t, newRotated(proof(day), rotatedRing, inv), "warning: file times were lost", "last needed by b.db"); strings.Contains(text, "may go on") {
+		t.Errorf("a day is told:\n%s", text)
+	}
+	inv.Warnings, inv.Snapshots[1].Source.Verified = nil, false
+	if text := ending(t, newRotated(proof(day), rotatedRing, inv), "warning: b.db has no hash to verify"); strings.Contains(text, "may go on") {
 		t.Errorf("a day is told:\n%s", text)
 	}
 }
