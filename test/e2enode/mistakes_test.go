@@ -44,7 +44,7 @@ func (c *cluster) mistakes(t *testing.T) {
 	c.cloud.SetCredentials(n.Name, -time.Hour, false)
 	mistake{name: "expired credential", command: c.doctor(configPath),
 		problem: "credential kek-1: get-credentials with " + identity(c.arn) + ": credential (NoCredentials): get credentials: " +
-			"the source hands out a credential that has ended already: it, or the clock of this node, is behind",
+			"the source hands out a credential that has ended already: it is behind, or the clock of this node is ahead",
 		hint: "look at the source of the credential: instance role, Roles Anywhere helper or credential endpoint"}.find(t, n)
 	c.cloud.SetCredentials(n.Name, time.Hour, false)
 	sound(t, n, c.doctor(configPath))
