@@ -40,7 +40,8 @@ func ServeBroker(ctx context.Context, conn net.Conn) error {
 	for err == nil && in.Scan() {
 		err = s.take(ctx, in.Bytes())
 	}
-	cancel() // nobody waits for an answer any more
+	cancel()         // nobody waits for an answer any more
+	_ = conn.Close() // else each that is being sent takes its sendTimeout, one after the other
 	s.all.Wait()
 	return errors.Join(err, in.Err(), s.failed)
 }
@@ -89,7 +90,7 @@ func (s *serving) answer(ctx context.Context, r brokering) {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return
 	}
-	if err := s.wire.send(answer); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // an answer that nobody reads is dropped
+	if err := s.wire.send(answer); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(ctx.Err(), context.Canceled) { // an answer that nobody reads is dropped
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.failed = errors.Join(s.failed, err)
