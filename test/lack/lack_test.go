@@ -25,30 +25,22 @@ func (t *told) ended(f string, a ...any) {
 	}
 }
 
-func TestSkip(t *testing.T) {
-	for value, want := range map[string]string{
-		"":  "skipped: no strace",
-		"1": "failed: no strace (TESTS_MUST_RUN is set: this test must run)",
+func TestEnds(t *testing.T) {
+	for _, tt := range []struct {
+		value string
+		call  func(testing.TB, string, ...any)
+		want  string
+	}{
+		{"", lack.Skip, "skipped: no strace"},
+		{"1", lack.Skip, "failed: no strace (TESTS_MUST_RUN is set: this test must run)"},
+		{"", lack.Less, "went on: no strace"},
+		{"1", lack.Less, "failed: no strace (TESTS_MUST_RUN is set: all of this test must run)"},
 	} {
-		t.Setenv(lack.Variable, value)
+		t.Setenv(lack.Variable, tt.value)
 		got := told{}
-		lack.Skip(&got, "no %s", "strace")
-		if got.end != want {
-			t.Errorf("with %q: %q, want %q", value, got.end, want)
-		}
-	}
-}
-
-func TestLess(t *testing.T) {
-	for value, want := range map[string]string{
-		"":  "went on: not root",
-		"1": "failed: not root (TESTS_MUST_RUN is set: all of this test must run)",
-	} {
-		t.Setenv(lack.Variable, value)
-		got := told{}
-		lack.Less(&got, "not %s", "root")
-		if got.end != want {
-			t.Errorf("with %q: %q, want %q", value, got.end, want)
+		tt.call(&got, "no %s", "strace")
+		if got.end != tt.want {
+			t.Errorf("with %q: %q, want %q", tt.value, got.end, tt.want)
 		}
 	}
 }

@@ -30,8 +30,8 @@ type serving struct {
 	all    sync.WaitGroup
 }
 
-// ServeBroker answers a Broker until conn or ctx ends, and ends the programs that run
-// then. Programs are those that the profile of this process names at the time.
+// ServeBroker answers a Broker until conn or ctx ends, then closes conn and ends the
+// programs that run. Programs are those that the profile of this process names at the time.
 func ServeBroker(ctx context.Context, conn net.Conn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &serving{wire: wire{Conn: conn}, turns: make(chan struct{}, maxPrograms), asked: map[uint64]context.CancelFunc{}}
